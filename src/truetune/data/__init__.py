@@ -1,0 +1,1 @@
+"""The path of a row: read, parse, split, render, tokenize, pack, collate."""

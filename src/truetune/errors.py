@@ -1,0 +1,48 @@
+"""What truetune raises for a mistake in a command, a config, the data or a run.
+
+TruetuneError
+├── ConfigError       a command line or a configuration that cannot be used
+├── DataError         a file, a row or a set of rows that cannot be trained on
+├── TemplateError     a chat template that cannot be rendered, or whose answers cannot be located
+├── BackendError      the model, the hardware or a library cannot do what was asked
+└── CheckpointError   a checkpoint or a run's directory that cannot be used
+"""
+
+
+class TruetuneError(Exception):
+    """A mistake the user can mend: `message` says what and where, `hint` what to do.
+
+    The command line prints both and exits with `exit_status` (1: data, run or model; 2: command or config).
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class ConfigError(TruetuneError):
+    """A command line or a configuration that cannot be used; the message lists every problem found."""
+
+    exit_status = 2
+
+
+class DataError(TruetuneError):
+    """A file, a row or a set of rows that cannot be trained on."""
+
+
+class TemplateError(TruetuneError):
+    """A chat template that cannot be rendered, or whose answers cannot be located in the text."""
+
+
+class BackendError(TruetuneError):
+    """The model, the hardware or an installed library cannot do what was asked."""
+
+
+class CheckpointError(TruetuneError):
+    """A checkpoint or a run's directory that cannot be used."""

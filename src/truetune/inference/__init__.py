@@ -1,0 +1,1 @@
+"""Answers from a trained model, with training's prompts and stops."""

@@ -1,0 +1,1 @@
+"""Tokenizers, models and adapters, loaded for the hardware that is there."""

@@ -1,0 +1,1 @@
+"""One module a verb; here, and only here, Config meets the rooms that do the work."""

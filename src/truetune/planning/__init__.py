@@ -1,0 +1,1 @@
+"""What a setting should be for this model, these rows and this machine, and why."""

@@ -1,0 +1,1 @@
+"""The engine: TRL's SFTTrainer, fed with our tokens and labels."""

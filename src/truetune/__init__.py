@@ -1,0 +1,63 @@
+"""truetune: fine-tune language models on your own data, and be told the truth about it.
+
+    import truetune
+
+    run = truetune.train(model="demo", data=[{"instruction": "Say hi", "output": "hi"}, …], num_train_epochs=1)
+    print(truetune.load(run).generate("Say hi").text)
+
+Names are loaded when first used, so that importing truetune costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from truetune.api import inspect, load, open_run, train
+    from truetune.config.schema import Config
+    from truetune.errors import (
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        TemplateError,
+        TruetuneError,
+    )
+    from truetune.inference.generate import TrainedModel
+    from truetune.pipeline.train import Run
+
+_HOMES = {
+    "Config": "truetune.config.schema",
+    "Run": "truetune.pipeline.train",
+    "TrainedModel": "truetune.inference.generate",
+    **dict.fromkeys(("inspect", "load", "open_run", "train"), "truetune.api"),
+    **dict.fromkeys(
+        ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
+        "truetune.errors",
+    ),
+}
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Run",
+    "TemplateError",
+    "TrainedModel",
+    "TruetuneError",
+    "inspect",
+    "load",
+    "open_run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'truetune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,105 @@
+"""The Python side: the commands as functions, through the same schema as files and flags."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from truetune.config.load import load_config
+from truetune.config.schema import Config
+from truetune.errors import ConfigError
+from truetune.inference.generate import TrainedModel, load_trained
+from truetune.listener import Listener, LogListener
+from truetune.pipeline.inspect import Inspection, inspect_rows
+from truetune.pipeline.prepare import Formatting
+from truetune.pipeline.train import Run, open_run, train_run
+
+Data = str | Path | Iterable[Mapping[str, Any]]
+
+__all__ = ["inspect", "load", "open_run", "train"]
+
+
+def train(
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: Data | None = None,
+    output_dir: str | Path | None = None,
+    formatting: Formatting | None = None,
+    callbacks: Sequence[Any] = (),
+    resume: Literal["never", "auto", "newest"] | Path = "never",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains as `config` (a Config, a YAML file or a mapping) and the keywords say; keywords win.
+
+    `data` is rows (mappings, or a datasets.Dataset) or a file's path; `formatting` turns one row into a text, a
+    mapping with prompt and completion (or messages), or a list of messages; `callbacks` are transformers'
+    TrainerCallbacks; `settings` are the config's leaf names: learning_rate=1e-4, max_steps=100.
+
+    Raises ConfigError, DataError, BackendError or CheckpointError, all of them TruetuneError.
+    """
+    listener = listener or LogListener()
+    resolved, rows = _config(config, model, data, output_dir, settings, listener)
+    return train_run(
+        resolved,
+        rows=rows,
+        formatting=formatting,
+        callbacks=callbacks,
+        resume=resume,
+        overwrite=overwrite,
+        listener=listener,
+    )
+
+
+def inspect(
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: Data | None = None,
+    formatting: Formatting | None = None,
+    rows: int = 3,
+    **settings: Any,
+) -> Inspection:
+    """What the model will read and learn of the first `rows` usable rows. Loads no weights."""
+    resolved, source = _config(config, model, data, None, settings, LogListener())
+    return inspect_rows(resolved, source=source, formatting=formatting, limit=rows)
+
+
+def load(
+    run: Run | str | Path,
+    *,
+    base_model: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> TrainedModel:
+    """The trained model of a run (or of its directory, or of its adapter's folder), with training's prompts.
+
+    `base_model` names the base where the recorded one is no longer there.
+    """
+    return load_trained(run.directory if isinstance(run, Run) else run, base_model=base_model, device=device)
+
+
+def _config(
+    config: Config | str | Path | Mapping[str, Any] | None,
+    model: str | None,
+    data: Data | None,
+    output_dir: str | Path | None,
+    settings: Mapping[str, Any],
+    listener: Listener,
+) -> tuple[Config, Iterable[Mapping[str, Any]] | None]:
+    """The one schema's config, and the rows where `data` holds rows."""
+    rows = None if data is None or isinstance(data, str | Path) else data
+    named = {
+        "model.name_or_path": model,
+        "data.path": str(data) if isinstance(data, str | Path) else None,
+        "output_dir": str(output_dir) if output_dir else None,
+    }
+    given = {**{name: value for name, value in named.items() if value is not None}, **settings}
+    if isinstance(config, Config):
+        config = config.model_dump(mode="json", exclude_unset=True)
+    if config is None and model is None:
+        raise ConfigError("no model: name one with model=, or pass a config")
+    loaded = load_config(config, settings=given)
+    for notice in loaded.notices:
+        listener.say(notice)
+    return loaded.config, rows

@@ -1,0 +1,372 @@
+"""From a YAML file, `key=value` settings and Python keywords to one Config, with every mistake told at once."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from io import StringIO
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from truetune.config.names import ALIASES, REFUSED, SKIP
+from truetune.config.schema import SECTIONS, Config, setting_names
+from truetune.errors import ConfigError
+
+_NAMES = tuple(setting_names())
+_LEAVES = [name.rpartition(".")[2] for name in _NAMES]
+_BARE = {leaf: name for leaf, name in zip(_LEAVES, _NAMES, strict=True) if _LEAVES.count(leaf) == 1}
+_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The config, and one line for each old name that was translated."""
+
+    config: Config
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One setting as it was given: its name, its value, and where."""
+
+    name: str
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The same under our dotted name."""
+
+    target: str
+    value: Any
+    given: _Given
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """The Config that `source` (a YAML or JSON file, or a mapping), `settings` and `overrides` say; later wins.
+
+    `overrides` are "key=value" texts whose values are YAML 1.2. A name may be dotted, bare where it is unique, or one
+    that another tool uses. Raises ConfigError with a line for each problem of all three.
+    """
+    problems: list[str] = []
+    layers = (_source(source), _mapping(settings or {}, "setting "), _overrides(overrides, problems))
+    values: dict[str, _Named] = {}
+    notices: list[str] = []
+    for layer in layers:
+        values |= _named(layer, problems, notices)
+    config = _validated(values, problems)
+    if config is not None:
+        problems += _contradictions(config)
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return Loaded(config, tuple(dict.fromkeys(notices)))
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that load_config reads back to an equal one."""
+    document = config.model_dump(mode="json")
+    if config.training.warmup_steps is not None:
+        # Set beside warmup_steps, the ratio would contradict it.
+        del document["training"]["warmup_ratio"]
+    text = StringIO()
+    _yaml().dump(document, text)
+    return text.getvalue()
+
+
+def fields() -> Iterator[tuple[str, Any, str, str]]:
+    """Each setting's dotted name, default, description and type in words."""
+    for name in _NAMES:
+        field = _field(name)
+        yield name, field.default, field.description or "", _words(field)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def _source(source: str | Path | Mapping[str, Any] | None) -> list[_Given]:
+    match source:
+        case None:
+            return []
+        case Mapping():
+            return list(_mapping(source, ""))
+        case _:
+            return list(_mapping(_document(Path(source)), f"{source}:"))
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    try:
+        document = _yaml().load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file not found: {path}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not valid UTF-8", hint="save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = (error.problem or str(error)).splitlines()[0]
+        raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, Mapping):
+        found = "nothing" if document is None else f"a {type(document).__name__}"
+        raise ConfigError(f"{path}: expected settings, found {found}", hint="write model: {name_or_path: …}")
+    return document
+
+
+def _mapping(settings: Mapping[str, Any], place: str) -> Iterator[_Given]:
+    """Each setting of a mapping with one level of sections; a YAML mapping knows its lines."""
+    for key, value in settings.items():
+        name = str(key)
+        if name in SECTIONS and isinstance(value, Mapping):
+            yield from (
+                _Given(f"{name}.{leaf}", _plain(inner), _at(value, leaf, place)) for leaf, inner in value.items()
+            )
+        else:
+            yield _Given(name, _plain(value), _at(settings, key, place))
+
+
+def _at(settings: Mapping[str, Any], key: Any, place: str) -> str:
+    """`run.yaml:7: ` for a YAML file; the prefix alone elsewhere."""
+    if place.endswith(":"):
+        line = settings.lc.key(key)[0] + 1 if isinstance(settings, CommentedMap) else 0
+        return f"{place}{line}: " if line else f"{place} "
+    return place
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's types, which remember quotes and comments, as Python's own."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+        case bool() | None:
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case str():
+            return str(value)
+        case _:
+            return value
+
+
+def _overrides(overrides: Sequence[str], problems: list[str]) -> Iterator[_Given]:
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        place = "command line: "
+        if not equals or not name.strip() or not value.strip():
+            problems.append(f"{place}{text}: expected key=value")
+            continue
+        try:
+            yield _Given(name.strip(), _plain(_yaml().load(value)), place)
+        except YAMLError:
+            problems.append(f"{place}{text}: the value is not valid YAML; quote it")
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.version = None
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.representer.add_representer(
+        NoneType, lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def _named(layer: Iterable[_Given], problems: list[str], notices: list[str]) -> dict[str, _Named]:
+    """A layer's settings under our names; unknown ones and contradictions become problems."""
+    values: dict[str, _Named] = {}
+    for given in layer:
+        named = _resolve(given, problems, notices)
+        if named is None:
+            continue
+        before = values.get(named.target)
+        if before is not None and before.value != named.value:
+            problems.append(
+                f"{given.place}{given.name} = {given.value!r} contradicts "
+                f"{before.given.name} = {before.given.value!r} (both set {named.target})"
+            )
+        values[named.target] = named
+    ratio, steps = values.get("training.warmup_ratio"), values.get("training.warmup_steps")
+    if ratio and steps and ratio.value is not None and steps.value is not None:
+        problems.append(f"{steps.given.place}warmup_steps contradicts warmup_ratio: set one of them")
+    return values
+
+
+def _resolve(given: _Given, problems: list[str], notices: list[str]) -> _Named | None:
+    leaf = given.name.rpartition(".")[2]
+    if given.name in _NAMES:
+        return _Named(given.name, given.value, given)
+    if given.name in _BARE:
+        return _Named(_BARE[given.name], given.value, given)
+    if leaf in REFUSED:
+        problems.append(f"{given.place}{given.name}: {REFUSED[leaf]}")
+        return None
+    alias = ALIASES.get(leaf)
+    if alias is None or (given.name in SECTIONS and given.name != "model"):
+        problems.append(f"{given.place}{given.name}: {_unknown(given.name)}")
+        return None
+    notices.append(f"{leaf} is now {alias.target}")
+    value = alias.translate(given.value)
+    return None if value is SKIP else _Named(alias.target, value, given)
+
+
+def _unknown(name: str) -> str:
+    if name in SECTIONS:
+        return f"a section, which holds settings: {', '.join(SECTIONS[name].model_fields)}"
+    leaf = name.rpartition(".")[2]
+    if leaf in _BARE:
+        return f"unknown setting (did you mean {_BARE[leaf]}?)"
+    close = difflib.get_close_matches(leaf, [*_BARE, *ALIASES], n=1, cutoff=0.6)
+    if not close:
+        return "unknown setting"
+    target = _BARE.get(close[0]) or ALIASES[close[0]].target
+    return f"unknown setting (did you mean {target}?)"
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+def _validated(values: Mapping[str, _Named], problems: list[str]) -> Config | None:
+    """The Config, or None with a problem for each value that has the wrong type or range."""
+    document: dict[str, Any] = {}
+    for name, named in values.items():
+        section, _, leaf = name.rpartition(".")
+        (document.setdefault(section, {}) if section else document)[leaf] = named.value
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        for name in dict.fromkeys(_location(each["loc"]) for each in error.errors()):
+            problems.append(_wrong(name, values.get(name)))
+    return None
+
+
+def _location(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc[: 2 if loc[0] in SECTIONS else 1]))
+
+
+def _wrong(name: str, named: _Named | None) -> str:
+    if named is None:
+        missing = "model.name_or_path" if name == "model" else name
+        return f"{missing} is missing: {_field(missing).description}"
+    choices = _choices(_field(name).annotation)
+    close = difflib.get_close_matches(str(named.value), choices, n=1)
+    suggestion = f"; did you mean {close[0]}?" if close else ""
+    if name == "training.backend" and named.value == "unsloth":
+        suggestion = "; the Unsloth engine is not available yet"
+    return f"{named.given.place}{name} must be {_words(_field(name))} (got {named.given.value!r}){suggestion}"
+
+
+def _field(name: str) -> FieldInfo:
+    section, _, leaf = name.rpartition(".")
+    return (SECTIONS[section] if section else Config).model_fields[leaf]
+
+
+def _words(field: FieldInfo) -> str:
+    """What a setting takes, in words."""
+    return _type_words(field.annotation, field.metadata)
+
+
+def _type_words(kind: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type_words(arguments[0], arguments[1:])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type_words(argument) for argument in arguments))
+    if origin is Literal:
+        values = [str(value) for value in arguments]
+        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+    if origin is tuple:
+        return f"a list of {_type_words(arguments[0])}"
+    if origin is dict:
+        return "a mapping of names"
+    return _TYPES[kind] + _bounds(metadata)
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """ " of at least 1", " above 0 and below 1" and the like."""
+    words = {"ge": "of at least", "gt": "above", "lt": "below", "le": "of at most"}
+    flat = [inner for item in metadata for inner in getattr(item, "metadata", [item])]
+    found = [
+        f"{text} {getattr(item, key):g}"
+        for item in flat
+        for key, text in words.items()
+        if getattr(item, key, None) is not None
+    ]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [choice for argument in get_args(kind) for choice in _choices(argument)]
+
+
+# --- contradictions ---------------------------------------------------------------------------------------
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Settings that are each right and cannot hold together."""
+    evaluation, saving = config.evaluation, config.checkpoints
+    if config.model.load_in_4bit and config.model.load_in_8bit:
+        yield "model.load_in_4bit and model.load_in_8bit are both true: choose one"
+    if config.adapter.init_from and config.adapter.method == "full":
+        yield "adapter.init_from names an adapter, and adapter.method: full trains none"
+    if config.data.validation_path and config.data.test_size:
+        yield "data.validation_path and data.test_size are both set: rows are validated from one place"
+    if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
+        yield "evaluation.early_stopping_patience needs evaluations, and evaluation.eval_strategy is no"
+    if evaluation.early_stopping_patience and not evaluation.load_best_model_at_end:
+        yield "evaluation.early_stopping_patience needs evaluation.load_best_model_at_end: true"
+    if evaluation.load_best_model_at_end:
+        yield from _best_model(config)
+    if saving.save_total_limit == 1 and evaluation.load_best_model_at_end and saving.save_strategy == "no":
+        yield "checkpoints.save_total_limit is set, and checkpoints.save_strategy is no"
+
+
+def _best_model(config: Config) -> Iterator[str]:
+    """The best model can only be loaded if it was saved when it was evaluated."""
+    best = "evaluation.load_best_model_at_end needs"
+    evaluation, saving = config.evaluation, config.checkpoints
+    if evaluation.eval_strategy == "no":
+        yield f"{best} evaluations, and evaluation.eval_strategy is no"
+    elif saving.save_strategy == "no":
+        yield f"{best} checkpoints, and checkpoints.save_strategy is no"
+    elif evaluation.eval_strategy != saving.save_strategy:
+        yield (
+            f"{best} one rhythm: evaluation.eval_strategy is {evaluation.eval_strategy}, "
+            f"checkpoints.save_strategy is {saving.save_strategy}"
+        )
+    elif evaluation.eval_strategy == "steps" and not _is_multiple(saving.save_steps, evaluation.eval_steps):
+        yield (
+            f"{best} checkpoints.save_steps ({saving.save_steps}) to be a multiple of "
+            f"evaluation.eval_steps ({evaluation.eval_steps})"
+        )
+
+
+def _is_multiple(larger: float, smaller: float) -> bool:
+    """Exactly, also for ratios: 0.1 is five times 0.02. A ratio and a number of steps cannot be compared."""
+    if (larger < 1) != (smaller < 1):
+        return False
+    return (Fraction(str(larger)) / Fraction(str(smaller))).denominator == 1

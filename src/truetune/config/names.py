@@ -1,0 +1,119 @@
+"""The names people know from TRL, Axolotl, LLaMA-Factory, Unsloth and the guide, and what they are called here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SKIP = object()
+"""What a translation returns for a value that leaves our default as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name of `target`; `translate` turns its value into ours."""
+
+    target: str
+    translate: Callable[[Any], Any] = lambda value: value
+
+
+def _when_true(result: Any) -> Callable[[Any], Any]:
+    """True means `result`, "auto" stays auto, false says nothing."""
+    return lambda value: result if value is True else "auto" if value == "auto" else SKIP
+
+
+def _choose(when_true: Any, when_false: Any) -> Callable[[Any], Any]:
+    return lambda value: when_true if value is True else when_false if value is False else value
+
+
+def _one(value: Any) -> Any:
+    """Axolotl's and TRL's lists of data sets, where they hold one path."""
+    match value:
+        case [str(path)] | [{"path": str(path)}] | {"path": str(path)}:
+            return path
+        case _:
+            return value
+
+
+def _method(value: Any) -> Any:
+    return {"qlora": "lora", "freeze": value}.get(value, value)
+
+
+def _text_column(value: Any) -> Any:
+    return SKIP if value == "text" else {value: "text"}
+
+
+def _targets(value: Any) -> Any:
+    match value:
+        case "all" | True:
+            return "all-linear"
+        case str() if "," in value:
+            return [name.strip() for name in value.split(",")]
+        case _:
+            return value
+
+
+def _aliases(target: str, *names: str, translate: Callable[[Any], Any] = lambda value: value) -> dict[str, Alias]:
+    return dict.fromkeys(names, Alias(target, translate))
+
+
+ALIASES: dict[str, Alias] = {
+    **_aliases("model.name_or_path", "model_name_or_path", "model_name", "base_model", "model", "pretrained_model"),
+    **_aliases("model.revision", "model_revision", "revision_of_model"),
+    **_aliases("model.dtype", "torch_dtype", translate=lambda value: "auto" if value is None else value),
+    **_aliases("model.device", "use_cpu", "no_cuda", translate=_when_true("cpu")),
+    **_aliases("adapter.method", "finetuning_type", "adapter_type", translate=_method),
+    **_aliases("adapter.r", "lora_r", "lora_rank", "rank"),
+    **_aliases("adapter.lora_alpha", "alpha"),
+    **_aliases("adapter.target_modules", "lora_target", "lora_target_modules", translate=_targets),
+    **_aliases("adapter.target_modules", "lora_target_linear", translate=_when_true("all-linear")),
+    **_aliases("adapter.bias", "lora_bias"),
+    **_aliases("adapter.init_from", "adapter_name_or_path", "lora_model_dir"),
+    **_aliases("data.path", "dataset", "datasets", "dataset_name", "train_file", "training_file", translate=_one),
+    **_aliases("data.path", "train_path", "data_files", "data_path", translate=_one),
+    **_aliases("data.columns", "dataset_text_field", translate=_text_column),
+    **_aliases("data.max_length", "max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "model_max_length"),
+    **_aliases("data.packing", "sample_packing", "neat_packing"),
+    **_aliases("data.template", "chat_template", "chat_template_path"),
+    **_aliases("data.validation_path", "validation_file", "eval_file", "validation_data"),
+    **_aliases("data.test_size", "val_size", "val_set_size", "validation_split"),
+    **_aliases("data.train_on", "assistant_only_loss", "completion_only_loss", translate=_choose("assistant", "all")),
+    **_aliases("data.train_on", "train_on_inputs", "train_on_prompt", translate=_choose("all", "assistant")),
+    **_aliases("training.num_train_epochs", "n_epochs", "num_epochs", "epochs"),
+    **_aliases(
+        "training.per_device_train_batch_size",
+        "per_device_batch_size",
+        "micro_batch_size",
+        "train_batch_size",
+        "batch_size",
+    ),
+    **_aliases("training.gradient_accumulation_steps", "grad_accum", "gradient_accumulation"),
+    **_aliases("training.learning_rate", "lr"),
+    **_aliases("training.lr_scheduler_type", "lr_scheduler", "scheduler"),
+    **_aliases("training.max_grad_norm", "gradient_clipping", "max_norm"),
+    **_aliases("training.optim", "optimizer"),
+    **_aliases(
+        "training.gradient_checkpointing",
+        "use_gradient_checkpointing",
+        translate=lambda value: True if value == "unsloth" else value,
+    ),
+    **_aliases("training.precision", "bf16", translate=_when_true("bf16")),
+    **_aliases("training.precision", "fp16", translate=_when_true("fp16")),
+    **_aliases("training.seed", "random_state", "data_seed"),
+    **_aliases("training.num_processes", "num_gpus", "n_gpus", "world_size"),
+    **_aliases("evaluation.eval_strategy", "evaluation_strategy"),
+    **_aliases("evaluation.per_device_eval_batch_size", "eval_batch_size"),
+    **_aliases("logging.project", "wandb_project", "tracker_project"),
+    **_aliases("logging.run_name", "wandb_name", "wandb_run_id"),
+}
+"""Every accepted name that is not ours, by leaf."""
+
+REFUSED: dict[str, str] = {
+    "learning_rate_multiplier": "it multiplies a base rate that only the service knew: set learning_rate",
+    "tokenizer": "the tokenizer comes with the model: set data.template to change its prompts",
+    "processing_class": "the tokenizer comes with the model: set data.template to change its prompts",
+    "resume_from_checkpoint": "resuming is said on the command line: --resume, or --resume PATH",
+    "overwrite_output_dir": "replacing a run is said on the command line: --overwrite",
+    "label_smoothing_factor": "it is not supported: the loss is plain cross-entropy",
+    "formatting_func": "pass formatting= to truetune.train, in Python",
+}
+"""Names that mean something we do elsewhere, or not at all, with the reason."""

@@ -1,0 +1,154 @@
+"""Everything a person sees: lines, tables, coloured loss spans, progress, errors. Nothing else prints."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from truetune.errors import TruetuneError
+from truetune.listener import StepEvent
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def error_console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(error: TruetuneError) -> None:
+    """`error: …` and `hint: …`, each line of a list of problems on its own."""
+    console = error_console()
+    console.print(f"[bold red]error:[/] {escape(error.message)}")
+    if error.hint:
+        console.print(f"[bold]hint:[/] {escape(error.hint)}")
+
+
+def show_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, ensure_ascii=False, default=str))
+
+
+def show(text: str = "") -> None:
+    print(text)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left", show_lines=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False).print(table)
+
+
+def show_pairs(pairs: Mapping[str, str]) -> None:
+    """Names and values, aligned."""
+    width = max(map(len, pairs), default=0)
+    for name, value in pairs.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def show_pieces(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
+    """A row's text, learned pieces in green on a terminal and between « » elsewhere."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(title)}[/]")
+    text = Text()
+    for piece, is_learned in pieces:
+        match is_learned, console.is_terminal:
+            case True, True:
+                text.append(piece, style="bold green")
+            case True, False:
+                text.append(f"«{piece}»")
+            case _:
+                text.append(piece, style="dim")
+    console.print(text)
+    console.print()
+
+
+class ConsoleListener:
+    """Shows a run on stderr: bars on a terminal, plain lines at least ten seconds apart elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = error_console()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+
+    def say(self, message: str) -> None:
+        self._console.print(escape(message))
+
+    def warn(self, message: str) -> None:
+        self._console.print(f"[yellow]warning:[/] {escape(message)}")
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        is_over = done == total
+        if self._console.is_terminal:
+            self._show_bar(stage, done, total, "", is_over=is_over)
+        elif self._is_time() and not is_over:
+            self._console.print(f"{stage}: {done}{f' of {total}' if total else ''}")
+
+    def step(self, event: StepEvent) -> None:
+        detail = f"loss {event.loss:.4f}"
+        if math.isfinite(event.tokens_per_second):
+            detail += f"  {event.tokens_per_second:,.0f} tokens/s  {_duration(event.seconds_left)} left"
+        is_over = event.step >= event.total_steps
+        if self._console.is_terminal:
+            self._show_bar("training", event.step, event.total_steps, detail, is_over=is_over)
+        elif is_over or self._is_time():
+            self._console.print(f"step {event.step} of {event.total_steps}: {detail}")
+
+    def close(self) -> None:
+        """Takes unfinished bars off the screen."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}
+
+    def _show_bar(self, stage: str, done: int, total: int | None, detail: str, *, is_over: bool) -> None:
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+            )
+            self._bars = Progress(*columns, console=self._console)
+            self._bars.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
+        self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
+        if is_over:
+            if stage != "training":
+                self._bars.remove_task(self._tasks[stage])
+            del self._tasks[stage]
+            if not self._tasks:
+                self.close()
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
+
+
+def ask(prompt: str) -> str | None:
+    """A line from the user, None at the end of input; the prompt is shown only on a terminal."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -1,0 +1,113 @@
+"""The values a row becomes on its way from a file to the model's tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+IGNORED = -100
+"""The label of a token that bears no loss (torch's `cross_entropy` default)."""
+
+Span = tuple[int, int]
+"""Start and end (exclusive) of a stretch of characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a row stands: a physical 1-based line, or the 1-based number of a record or Python row."""
+
+    path: str
+    line: int
+    unit: Literal["line", "record", "row"] = "line"
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.unit} {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as its file has it."""
+
+    fields: Mapping[str, Any]
+    where: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `extra` holds what only the chat template reads: tool_calls, reasoning_content, name …"""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_template(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row of the chat format."""
+
+    messages: tuple[Message, ...]
+    where: Location
+    tools: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A row of the instruction (Alpaca) format; `input` and `system` are empty where the row has none."""
+
+    instruction: str
+    input: str
+    output: str
+    system: str
+    where: Location
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A row of the completion format: a bare text has an empty prompt and is learned whole."""
+
+    prompt: str
+    completion: str
+    where: Location
+    notes: tuple[str, ...] = ()
+
+
+Example = Conversation | Instruction | Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The text the model reads and the stretches of it that bear loss, in order and apart."""
+
+    text: str
+    spans: tuple[Span, ...]
+    notes: tuple[str, ...] = ()
+
+    def learned(self) -> tuple[str, ...]:
+        """The learned stretches of the text."""
+        return tuple(self.text[start:end] for start, end in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """Token ids and labels, equally long; a label is its token's id or IGNORED; labels[0] is IGNORED."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def supervised(self) -> int:
+        """The number of tokens that bear loss."""
+        return len(self.labels) - self.labels.count(IGNORED)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Several samples end to end; `seq_lengths` gives each one's tokens and sums to len(input_ids)."""
+
+    input_ids: list[int]
+    labels: list[int]
+    seq_lengths: list[int]

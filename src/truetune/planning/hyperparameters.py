@@ -1,0 +1,71 @@
+"""Settings left to `auto`: a number, and the reason it was chosen."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+BILLION = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting's value with its reason: number, source and limit."""
+
+    name: str
+    value: float | int | str | bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    below: float
+    learning_rate: float
+    source: str
+
+
+_TINKER = "a public sweep of 35 models on one data set (tinker-cookbook, LoRA, alpha 32)"
+_LORA_RATES = (
+    _Rate(1 * BILLION, 5e-4, "the top of the guide's range for models under 1B (1e-4 to 5e-4)"),
+    _Rate(4 * BILLION, 5e-4, f"the low end of what was best at 1-3B in {_TINKER}"),
+    _Rate(float("inf"), 3e-4, f"best for five of eight 4-9B models and at 27B and above in {_TINKER}"),
+)
+_QLORA_RATES = (
+    _Rate(13.5 * BILLION, 2e-4, "QLoRA's setting up to 13B"),
+    _Rate(float("inf"), 1e-4, "QLoRA's setting above 13B"),
+)
+
+
+def learning_rate(*, method: Literal["lora", "full"], parameters: int, is_quantized: bool) -> Choice:
+    """The learning rate for a model of so many parameters."""
+    table = _QLORA_RATES if is_quantized else _LORA_RATES
+    rate = next(rate for rate in table if parameters < rate.below)
+    size = f"{parameters / BILLION:.2g}B parameters"
+    if method == "lora":
+        return Choice("training.learning_rate", rate.learning_rate, f"LoRA, {size}: {rate.source}")
+    value = rate.learning_rate / 10
+    return Choice(
+        "training.learning_rate", value, f"full fine-tuning, {size}: a tenth of LoRA's {rate.learning_rate:g}"
+    )
+
+
+def gradient_checkpointing(*, device: str, parameters: int) -> Choice:
+    """Trades a third more compute for memory, where memory is scarce."""
+    if device == "cuda" and parameters >= BILLION:
+        return Choice(
+            "training.gradient_checkpointing", True, "a model of 1B or more on a GPU: activations are large"
+        )
+    return Choice("training.gradient_checkpointing", False, f"{device}, a small model: memory is not what runs out")
+
+
+def optimizer() -> Choice:
+    """AdamW in one fused kernel: works after a plain install, on every device."""
+    return Choice("training.optim", "adamw_torch_fused", "exact AdamW, fused; needs no extra package")
+
+
+def learning_rate_warning(*, method: Literal["lora", "full"], value: float, parameters: int) -> str | None:
+    """A warning for a learning rate far outside what is known to work, with the range."""
+    low, high = (5e-5, 1e-3) if method == "lora" else (1e-6, 5e-5 if parameters >= BILLION else 1e-4)
+    if low <= value <= high:
+        return None
+    kind = "LoRA" if method == "lora" else "full fine-tuning"
+    side = "below" if value < low else "above"
+    return f"learning rate {value:g} is {side} the usual range for {kind} at this size, {low:g} to {high:g}"

@@ -1,0 +1,68 @@
+"""What the engine is asked to do, and what came of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Strategy = Literal["no", "steps", "epoch"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """Every setting of a training run, resolved: nothing is `auto` any more.
+
+    `warmup_steps` counts steps, or is a share of all steps when below 1; `eval_steps` and `save_steps` likewise.
+    `device` and `precision` are those of model.hardware. `max_steps` -1 leaves the length to the epochs.
+    """
+
+    output_dir: Path
+    num_train_epochs: float
+    max_steps: int
+    per_device_train_batch_size: int
+    per_device_eval_batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: float
+    weight_decay: float
+    max_grad_norm: float
+    optim: str
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    gradient_checkpointing: bool
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda", "mps"]
+    seed: int
+    eval_strategy: Strategy
+    eval_steps: float
+    load_best_model_at_end: bool
+    early_stopping_patience: int | None
+    save_strategy: Strategy
+    save_steps: float
+    save_total_limit: int | None
+    logging_steps: int
+    report_to: tuple[str, ...]
+    run_name: str | None
+    is_padding_free: bool
+    resume_from: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """`tokens_per_second` counts real tokens over step time, without the first step, evaluation and saving.
+
+    `peak_memory_bytes` is the process's peak resident memory, on CUDA the allocator's peak. `stopped_by` names the
+    signal that ended the run early.
+    """
+
+    steps: int
+    final_loss: float | None
+    eval_loss: float | None
+    best_eval_loss: float | None
+    tokens: int
+    supervised_tokens: int
+    tokens_per_second: float | None
+    seconds: float
+    peak_memory_bytes: int
+    stopped_by: str | None

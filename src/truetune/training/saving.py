@@ -1,0 +1,66 @@
+"""The trained weights, saved through the trainer, read back, compared, and only then given their name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from truetune.errors import CheckpointError
+from truetune.files import staged_folder
+from truetune.model.adapter import verify_adapter
+
+# A pickle, and a model card with this machine's paths: neither belongs to a model that is passed on.
+_UNWANTED = ("training_args.bin", "README.md")
+
+
+def save_adapter(engine: Any, folder: Path, *, base_model: str, revision: str | None) -> int:
+    """Saves adapter, tokenizer and template to `folder`; returns how many tensors it holds.
+
+    `base_model` is recorded as the user named it. Raises CheckpointError unless the adapter, loaded again, has the
+    trained tensors and gives the trained logits bit for bit.
+    """
+    with staged_folder(folder) as staged:
+        engine.save_model(str(staged))
+        _drop_unwanted(staged)
+        tensors = verify_adapter(engine.accelerator.unwrap_model(engine.model), staged)
+        _name_base(staged / "adapter_config.json", base_model, revision)
+        return tensors
+
+
+def save_full_model(engine: Any, folder: Path, *, stop_token_ids: tuple[int, ...]) -> int:
+    """Saves the whole model with its tokenizer to `folder`; returns how many tensors it holds.
+
+    Raises CheckpointError unless every saved tensor equals the trained one.
+    """
+    model = engine.accelerator.unwrap_model(engine.model)
+    model.generation_config.eos_token_id = list(stop_token_ids)
+    with staged_folder(folder) as staged:
+        engine.save_model(str(staged))
+        _drop_unwanted(staged)
+        return _verify_weights(model, staged)
+
+
+def _drop_unwanted(folder: Path) -> None:
+    for name in _UNWANTED:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _name_base(config: Path, base_model: str, revision: str | None) -> None:
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": base_model, "revision": revision}
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _verify_weights(model: Any, folder: Path) -> int:
+    import torch
+    from safetensors.torch import load_file
+
+    trained = model.state_dict()
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            count += 1
+            if name not in trained or not torch.equal(trained[name].cpu(), tensor):
+                raise CheckpointError(f"{folder}: the saved model differs from the trained one ({name})")
+    if not count:
+        raise CheckpointError(f"{folder}: no weights were saved")
+    return count

@@ -1,0 +1,264 @@
+"""TRL's SFTTrainer, fed with our own tokens and labels.
+
+What differs from TRL goes through its public seams (a data collator, columns that are already prepared) and, where
+it has none, through the methods overridden in `Engine`, which tests/training/test_contracts.py holds against the
+installed version.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+
+from truetune.data.collate import collate, collate_padded
+from truetune.data.examples import Packed, Tokenized
+from truetune.listener import Listener
+from truetune.model.tokenizer import pad_token_id
+from truetune.training.job import TrainJob, TrainResult
+from truetune.training.monitor import MetricsCallback, NonFiniteGuard, SignalCallback, Stopwatch, tell_step
+
+
+class Engine(SFTTrainer):
+    """SFTTrainer with token-weighted metrics and evaluation, and an end to runs that diverge."""
+
+    def __init__(self, *, listener: Listener, **options: Any) -> None:
+        super().__init__(**options)
+        self.listener = listener
+        self.watch = Stopwatch()
+        self.supervised_tokens = 0
+        self._guard = NonFiniteGuard()
+        self._guarded_step = 0
+        self._step_loss = 0.0
+        self._step_tokens = 0
+        self._correct = self._counted = 0
+        # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and getattr(self.model, "is_quantized", False):
+                parameter.data = parameter.data.float()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The sum of the supervised tokens' losses over all supervised tokens of the optimizer step."""
+        if self.aux_loss_enabled:
+            inputs = {**inputs, "output_router_logits": True}
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        count = outputs.label_mask.sum()
+        tokens = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=count.device)
+        loss = -outputs.log_probs.sum() / tokens.clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        self._step_tokens += _real_tokens(inputs)
+        self._correct += int(outputs.is_top1.sum())
+        self._counted += int(count)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.watch.begin()
+        loss = super().training_step(*args, **kwargs)
+        self._step_loss += float(loss)
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer after every step and epoch: the one place that knows the step's gradient norm."""
+        if self.state.global_step != self._guarded_step:
+            self._end_step(None if grad_norm is None else float(grad_norm))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _end_step(self, grad_norm: float | None) -> None:
+        loss, self._step_loss = self._step_loss, 0.0
+        self._guarded_step = self.state.global_step
+        self.watch.end(self._step_tokens)
+        self._step_tokens = 0
+        tell_step(self.listener, self.state, loss, self.watch)
+        self._guard.check(
+            step=self.state.global_step,
+            loss=loss,
+            grad_norm=grad_norm,
+            newest_checkpoint=partial(newest_checkpoint, Path(self.args.output_dir)),
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and accuracy over all supervised tokens of the set, whatever the batches; keeps no logits."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        totals = torch.zeros(3, dtype=torch.float64)
+        batches = len(dataloader)
+        for done, batch in enumerate(dataloader, start=1):
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+            sums = (-outputs.log_probs.double().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
+            totals += torch.stack([value.double().cpu() for value in sums])
+            self.listener.progress("evaluating", done, batches)
+        loss, correct, count = self.accelerator.reduce(totals.to(self.args.device, torch.float32)).tolist()
+        metrics = {"loss": loss / count, "mean_token_accuracy": correct / count, "supervised_tokens": int(count)}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(None, None, named, self.num_examples(dataloader))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the token-weighted accuracy and the rate to a training line."""
+        if "loss" in logs and self._counted:
+            logs["mean_token_accuracy"] = self._correct / self._counted
+            logs["num_tokens"] = self.watch.tokens
+            if self.watch.tokens_per_second:
+                logs["tokens_per_second"] = self.watch.tokens_per_second
+            self.supervised_tokens += self._counted
+            self._correct = self._counted = 0
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: TRL's names this machine's paths and may ask the hub."""
+
+
+def build_engine(
+    job: TrainJob,
+    *,
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Tokenized | Packed],
+    validation: Sequence[Tokenized],
+    listener: Listener,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Engine:
+    """The trainer for `job`, ready to train."""
+    patience = job.early_stopping_patience
+    stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience and validation else []
+    engine = Engine(
+        listener=listener,
+        model=model,
+        args=_arguments(job, has_validation=bool(validation)),
+        train_dataset=_columns(train),
+        eval_dataset=_columns(validation) if validation else None,
+        data_collator=collate
+        if job.is_padding_free
+        else partial(collate_padded, pad_token_id=pad_token_id(tokenizer)),
+        processing_class=tokenizer,
+        callbacks=[*stopping, *callbacks],
+    )
+    engine.remove_callback(PrinterCallback)
+    return engine
+
+
+def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainResult:
+    """Trains to the end, or to the step after SIGINT or SIGTERM."""
+    started = time.perf_counter()
+    with SignalCallback() as signals:
+        engine.add_callback(metrics)
+        engine.add_callback(signals)
+        engine.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    return TrainResult(
+        steps=engine.state.global_step,
+        final_loss=_last(engine.state.log_history, "loss"),
+        eval_loss=_last(engine.state.log_history, "eval_loss"),
+        best_eval_loss=engine.state.best_metric,
+        tokens=engine.watch.tokens,
+        supervised_tokens=engine.supervised_tokens,
+        tokens_per_second=engine.watch.tokens_per_second,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak_memory_bytes(job.device),
+        stopped_by=signals.received,
+    )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step; trainer_state.json is what Trainer writes last."""
+    steps = {
+        int(path.parent.name.rpartition("-")[2]): path.parent
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+    }
+    return steps[max(steps)] if steps else None
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The allocator's peak on CUDA, else the process's peak resident memory."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
+    """Every value explicit: SFTConfig's own defaults differ from TrainingArguments' and from the guide's."""
+    evaluates = has_validation and job.eval_strategy != "no"
+    return SFTConfig(
+        output_dir=str(job.output_dir),
+        num_train_epochs=job.num_train_epochs,
+        max_steps=job.max_steps,
+        per_device_train_batch_size=job.per_device_train_batch_size,
+        per_device_eval_batch_size=job.per_device_eval_batch_size,
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        learning_rate=job.learning_rate,
+        lr_scheduler_type=job.lr_scheduler_type,
+        warmup_steps=job.warmup_steps,
+        weight_decay=job.weight_decay,
+        max_grad_norm=job.max_grad_norm,
+        optim=job.optim,
+        adam_beta1=job.adam_beta1,
+        adam_beta2=job.adam_beta2,
+        adam_epsilon=job.adam_epsilon,
+        gradient_checkpointing=job.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if job.gradient_checkpointing else None,
+        bf16=job.precision == "bf16",
+        fp16=job.precision == "fp16",
+        use_cpu=job.device == "cpu",
+        seed=job.seed,
+        data_seed=job.seed,
+        eval_strategy=job.eval_strategy if evaluates else "no",
+        eval_steps=job.eval_steps,
+        eval_on_start=evaluates and job.resume_from is None,
+        save_strategy=job.save_strategy,
+        save_steps=job.save_steps,
+        save_total_limit=job.save_total_limit,
+        load_best_model_at_end=evaluates and job.load_best_model_at_end,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        logging_steps=job.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to=list(job.report_to) or "none",
+        run_name=job.run_name,
+        disable_tqdm=True,
+        dataloader_pin_memory=job.device == "cuda",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        padding_free=False,
+    )
+
+
+def _columns(rows: Sequence[Tokenized | Packed]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in rows],
+            "labels": [row.labels for row in rows],
+            "seq_lengths": [row.seq_lengths if isinstance(row, Packed) else [len(row.input_ids)] for row in rows],
+        }
+    )
+
+
+def _real_tokens(inputs: dict[str, Any]) -> int:
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _last(history: Sequence[dict[str, Any]], name: str) -> float | None:
+    return next((float(entry[name]) for entry in reversed(history) if name in entry), None)

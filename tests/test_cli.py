@@ -1,0 +1,222 @@
+"""The command line as its users meet it: a process, its output and its exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import arithmetic_rows, write_jsonl
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
+SMALL = ("training.precision=fp32", "learning_rate=1e-3", "logging_steps=1")
+
+
+def truetune(*words: str, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "truetune", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=stdin, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "sums.jsonl", arithmetic_rows(12))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made by the command line."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    words = ("--model", str(tiny_base), "--data", str(rows), "--output-dir", str(folder), "max_steps=2", *SMALL)
+    done = truetune("train", *words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("--version",)])
+def test_help_and_version_import_nothing_heavy(words: tuple[str, ...]) -> None:
+    assert imported_by(words) == set()
+
+
+def test_a_config_error_imports_nothing_heavy(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: {name_or_path: x}\ntraining: {learnig_rate: 1e-4}\n")
+    assert imported_by(("train", str(config))) == set()
+
+
+def imported_by(words: tuple[str, ...]) -> set[str]:
+    """The heavy libraries that a command imports before it ends."""
+    code = (
+        "import sys\nfrom truetune.cli import main\n"
+        f"try:\n    main({list(words)!r})\nexcept SystemExit:\n    pass\n"
+        f"print(*(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split()) if done.stderr.strip() else set()
+
+
+def test_every_command_that_is_listed_explains_itself() -> None:
+    listed = truetune("--help").stdout
+    for command in ("demo", "train", "generate", "chat", "inspect", "init", "doctor"):
+        assert f"    {command} " in listed
+        assert truetune(command, "--help").returncode == 0
+
+
+def test_a_config_with_several_mistakes_names_them_all_with_their_lines(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model:\n  name_or_path: x\nadapter:\n  r: abc\ntraining:\n  learnig_rate: 1e-4\ndata: {path: a.jsonl}\n"
+    )
+    done = truetune("train", str(config), "num_epochz=3")
+    assert done.returncode == 2
+    assert "run.yaml:4" in done.stderr
+    assert "adapter.r" in done.stderr
+    assert "run.yaml:6" in done.stderr
+    assert "did you mean" in done.stderr
+    assert "learning_rate" in done.stderr
+    assert "num_epochz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("trian",), "train"),
+        (("train", "--modle", "demo"), "--model"),
+        (("generate", "nowhere", "--prompt", "x"), "run not found: nowhere"),
+        (("train", "--model", "./nowhere", "--data", "x.jsonl"), "model not found"),
+        (("inspect", "missing.jsonl", "--model", "demo"), "data file not found: missing.jsonl"),
+        (("train", "--data", "x.jsonl"), "model"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong_without_a_traceback(
+    words: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    done = truetune(*words, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_training_prints_words_to_stderr_and_the_result_to_stdout(trained: Path, tiny_base: Path, rows: Path) -> None:
+    done = truetune("train", "--model", str(tiny_base), "--data", str(rows), "--output-dir", str(trained))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "already holds a run" in done.stderr
+    assert "hint: go on with --resume" in done.stderr
+
+
+def test_settings_may_stand_before_and_after_options(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {{name_or_path: {tiny_base}}}\ndata: {{path: {rows}}}\n")
+    words = ("seed=7", "--output-dir", str(tmp_path / "run"), "--resume", "auto", "max_steps=1", *SMALL)
+    done = truetune("train", str(config), *words)
+    assert done.returncode == 0, done.stderr
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "seed: 7" in saved
+    assert "max_steps: 1" in saved
+
+
+def test_generate_prints_one_json_document_and_nothing_else(trained: Path) -> None:
+    done = truetune("generate", str(trained), "--prompt", "Add 1 and 2", "--max-new-tokens", "4", "--json")
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"prompt_ids", "text", "stop_reason"}
+    assert bytes(token for token in answer["prompt_ids"] if token < 256).decode().endswith("Add 1 and 2\nassistant\n")
+
+
+def test_chat_answers_each_line_of_a_pipe_and_asks_nothing(trained: Path) -> None:
+    done = truetune("chat", str(trained), "--max-new-tokens", "2", stdin="hi\n\n/new\nhello\n")
+    assert done.returncode == 0, done.stderr
+    assert "> " not in done.stdout
+
+
+def test_inspect_marks_the_learned_text(tiny_base: Path, rows: Path) -> None:
+    done = truetune("inspect", str(rows), "--model", str(tiny_base), "--rows", "1")
+    assert "«1<|im_end|>»" in done.stdout
+    assert "sums.jsonl, line 1: " in done.stdout
+    assert "2 learned" in done.stdout
+
+
+def test_inspect_as_json_holds_ids_labels_and_spans(tiny_base: Path, rows: Path) -> None:
+    done = truetune("inspect", str(rows), "--model", str(tiny_base), "--rows", "2", "--json")
+    document = json.loads(done.stdout)
+    assert len(document["rows"]) == 2
+    assert document["rows"][1]["spans"] == ["3<|im_end|>"]
+
+
+def test_init_writes_a_config_with_reasons_that_trains(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    made = truetune("init", str(rows), "--model", str(tiny_base), "-o", str(config))
+    assert made.returncode == 0, made.stderr
+    text = config.read_text()
+    assert "12 of 12 rows usable" in text
+    assert "learning_rate: 0.0005" in text
+    assert "guide's range" in text
+    refused = truetune("init", str(rows), "--model", str(tiny_base), "-o", str(config))
+    assert refused.returncode == 2
+    done = truetune("train", str(config), "--output-dir", str(tmp_path / "run"), "max_steps=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_doctor_reports_versions_and_precision() -> None:
+    done = truetune("doctor", "--json")
+    facts = json.loads(done.stdout)["facts"]
+    assert facts["trl"]
+    assert facts["precision"] in ("bf16", "fp32", "fp16")
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("--model", str(tiny_base), "--data", str(rows), "--output-dir", str(folder), *SMALL)
+    command = [sys.executable, "-m", "truetune", "train", *words, "num_train_epochs=3000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "stopped"
+    assert record["stopped_by"] == "SIGINT"
+    stopped_at = record["steps"]
+    assert (folder / "checkpoints" / f"checkpoint-{stopped_at}" / "trainer_state.json").exists()
+    epochs = stopped_at // 6 + 2
+    again = truetune("train", *words, f"num_train_epochs={epochs}", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "run.json").read_text())["steps"] == epochs * 6
+
+
+def wait_for(condition: "object", seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def test_a_tracker_that_would_ask_for_a_login_is_refused_at_once(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    words = ("train", "--model", str(tiny_base), "--data", str(rows), "report_to=wandb")
+    command = [sys.executable, "-m", "truetune", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**clean, "HOME": str(tmp_path)}, check=False
+    )
+    assert done.returncode == 1
+    assert "WANDB_API_KEY" in done.stderr
+    assert "offline" in done.stderr
+
+
+def test_tensorboard_gets_the_metrics(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("--model", str(tiny_base), "--data", str(rows), "--output-dir", str(folder), "report_to=tensorboard")
+    done = truetune("train", *words, "max_steps=2", *SMALL)
+    assert done.returncode == 0, done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((folder / "tensorboard").rglob("events*")).parent))
+    events.Reload()
+    written = [event.value for event in events.Scalars("train/loss")]
+    logged = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert written == pytest.approx(logged)

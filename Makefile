@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Idle OpenMP threads must sleep: spinning ones slow a busy machine tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check lint types layers tests format clean
+.PHONY: install demo test check lint types layers tests docs format clean
 
 install: $(INSTALLED)
 
@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/truetune demo
 
-test: lint types layers tests
+test: lint types layers tests docs
 check: test
 
 lint: $(INSTALLED)
@@ -38,7 +38,11 @@ layers: $(INSTALLED)
 	$(BIN)/lint-imports
 
 tests: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore tests/docs
+
+# Runs every command and example of README and docs/.
+docs: $(INSTALLED)
+	$(BIN)/pytest tests/docs
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

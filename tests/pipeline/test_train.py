@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"r": 2}, ["adapter.r", "4", "2"]), ({"seed": 7}, ["training.seed", "42", "7"]), ({"max_length": 40}, ["data"])],
+    [({"r": 2}, ["adapter.r", "4", "2"]), ({"seed": 7}, ["training.seed", "42", "7"]), ({"max_length": 34}, ["data"])],
 )
 def test_resuming_with_what_would_be_another_run_is_refused_by_name(
     run: truetune.Run, changes: dict[str, Any], named: list[str]
@@ -224,7 +224,7 @@ def test_a_formatting_function_turns_any_row_into_text_pairs_or_messages(tiny_ba
         return "".join(piece for piece, is_learned in row.pieces if is_learned)
 
     assert learned(lambda row: {"prompt": row["q"], "completion": row["a"]}) == "yo</s>"
-    assert learned(lambda row: f"{row['q']}{row['a']}") == "hiyo</s>"
+    assert learned(lambda row: f"{row['q']}{row['a']}") == "iyo</s>"  # nothing stands before the first token
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     assert learned(lambda _: messages) == "yo<|im_end|>"
     with pytest.raises(truetune.DataError, match="formatting function returned int"):

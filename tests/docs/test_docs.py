@@ -1,0 +1,62 @@
+"""Every command and every Python example of README and docs/ runs as it stands."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The truetune lines of a shell block; make, pip and the demo have tests of their own."""
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [words for words in lines if words[:1] == ["truetune"] and "demo" not in words[1:2]]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    ran = 0
+    for language, text in blocks(page):
+        to_run = commands(text) if language == "bash" else [["python", "-c", text]]
+        for words in to_run:
+            module = ["-m", "truetune", *words[1:]] if words[0] == "truetune" else words[1:]
+            done = subprocess.run(
+                [sys.executable, *module],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+            ran += 1
+    assert ran, f"{page.name} has code blocks, and none was run"
+
+
+def test_every_page_that_is_linked_exists() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_example_config_is_valid() -> None:
+    from truetune.config.load import load_config
+
+    configs = sorted((ROOT / "examples").glob("*.yaml"))
+    assert configs
+    for config in configs:
+        assert load_config(config).config.data.path

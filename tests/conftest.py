@@ -23,8 +23,8 @@ STRICT = (
     "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Roles must alternate user/assistant') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 THINKING = (
     "{% set ns = namespace(last=-1) %}"
@@ -42,9 +42,13 @@ TOOLS = (
 
 
 def byte_tokenizer(
-    *, chat_template: str | None = None, adds_bos: bool = False, merges: tuple[tuple[str, str], ...] = (), **special: Any
+    *,
+    chat_template: str | None = None,
+    adds_bos: bool = False,
+    merges: tuple[tuple[str, str], ...] = (),
+    **special: Any,
 ) -> Any:
-    """A byte-level BPE tokenizer: id = byte value, then <s>=256 </s>=257 <pad>=258 <|im_start|>=259 <|im_end|>=260."""
+    """A byte-level BPE: id = byte value, then <s>=256 </s>=257 <pad>=258 <|im_start|>=259 <|im_end|>=260."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode

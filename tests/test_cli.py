@@ -220,5 +220,7 @@ def test_tensorboard_gets_the_metrics(tiny_base: Path, rows: Path, tmp_path: Pat
     events = EventAccumulator(str(next((folder / "tensorboard").rglob("events*")).parent))
     events.Reload()
     written = [event.value for event in events.Scalars("train/loss")]
-    logged = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    logged = [
+        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
     assert written == pytest.approx(logged)

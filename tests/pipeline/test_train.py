@@ -114,9 +114,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     for path in half.directory.glob("checkpoints/checkpoint-8/*"):
         path.unlink()
     heard = Heard()
-    resumed = truetune.train(
-        half.directory / "config.yaml", resume="newest", listener=heard
-    )
+    resumed = truetune.train(half.directory / "config.yaml", resume="newest", listener=heard)
     assert "checkpoint-8 is not complete" in heard.text()
     assert weights(resumed) == weights(whole)
     steps = [line["step"] for line in resumed.metrics if "loss" in line]
@@ -126,7 +124,11 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"r": 2}, ["adapter.r", "4", "2"]), ({"seed": 7}, ["training.seed", "42", "7"]), ({"max_length": 34}, ["data"])],
+    [
+        ({"r": 2}, ["adapter.r", "4", "2"]),
+        ({"seed": 7}, ["training.seed", "42", "7"]),
+        ({"max_length": 34}, ["data"]),
+    ],
 )
 def test_resuming_with_what_would_be_another_run_is_refused_by_name(
     run: truetune.Run, changes: dict[str, Any], named: list[str]
@@ -185,7 +187,12 @@ def test_full_fine_tuning_saves_a_model_that_plain_transformers_loads(
 def test_an_adapter_can_be_gone_on_from_on_new_data(run: truetune.Run, tiny_base: Path, tmp_path: Path) -> None:
     new = write_jsonl(tmp_path / "new.jsonl", [{"instruction": f"Name {n}", "output": f"n{n}"} for n in range(8)])
     further = truetune.train(
-        model=str(tiny_base), data=new, output_dir=tmp_path / "further", init_from=str(run.directory), max_steps=1, **FAST
+        model=str(tiny_base),
+        data=new,
+        output_dir=tmp_path / "further",
+        init_from=str(run.directory),
+        max_steps=1,
+        **FAST,
     )
     fresh = truetune.train(model=str(tiny_base), data=new, output_dir=tmp_path / "fresh", max_steps=1, **FAST)
     assert further.losses[0] != fresh.losses[0]
@@ -281,14 +288,21 @@ def test_the_length_limit_is_never_beyond_the_models_context(rows: Path, tmp_pat
 def test_a_model_that_cannot_keep_rows_apart_is_padded_and_packing_it_is_refused(
     rows: Path, tmp_path: Path, tk: Any
 ) -> None:
-    from conftest import CHATML
     from transformers import BloomConfig, BloomForCausalLM
+
+    from conftest import CHATML
 
     config = BloomConfig(vocab_size=261, hidden_size=32, n_layer=2, n_head=4, eos_token_id=257, pad_token_id=258)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     tk(chat_template=CHATML).save_pretrained(tmp_path / "bloom")
-    settings = {"model": str(tmp_path / "bloom"), "data": rows, "output_dir": tmp_path / "run", "max_steps": 2, **FAST}
-    with pytest.raises(truetune.BackendError, match="packing.*attention"):
+    settings = {
+        "model": str(tmp_path / "bloom"),
+        "data": rows,
+        "output_dir": tmp_path / "run",
+        "max_steps": 2,
+        **FAST,
+    }
+    with pytest.raises(truetune.BackendError, match=r"packing.*attention"):
         truetune.train(packing=True, **settings)
     heard = Heard()
     run = truetune.train(listener=heard, **settings)
@@ -325,7 +339,9 @@ def test_a_dry_run_decides_everything_and_writes_nothing(tiny_base: Path, rows: 
     assert not (tmp_path / "dry").exists()
 
 
-def test_settings_a_machine_cannot_honour_are_refused_before_the_data_is_read(tiny_base: Path, tmp_path: Path) -> None:
+def test_settings_a_machine_cannot_honour_are_refused_before_the_data_is_read(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     for settings, words in [
         ({"precision": "fp16"}, ("fp16", "GPU")),
         ({"device": "mps"}, ("mps", "cpu")),

@@ -134,7 +134,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield number, _decode(line, encoding if number == 1 else "utf-8", path=path, line=number)
+            yield number, _decode(line.rstrip(b"\r\n"), encoding if number == 1 else "utf-8", path=path, line=number)
 
 
 def _text(path: Path) -> str:

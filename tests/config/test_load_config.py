@@ -1,0 +1,244 @@
+"""One schema for files, flags and keywords; every mistake told at once, with its line and a suggestion."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truetune.config.load import dump_config, fields, load_config
+from truetune.config.names import ALIASES
+from truetune.config.schema import OPTIMIZERS, SCHEDULERS, setting_names
+from truetune.errors import ConfigError
+
+BASE = {"model.name_or_path": "m"}
+
+
+def load(*overrides: str, **settings: Any) -> Any:
+    return load_config(settings={**BASE, **settings}, overrides=overrides).config
+
+
+def problem(*overrides: str, source: Any = None, **settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, settings={**BASE, **settings}, overrides=overrides)
+    return caught.value.message
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_config_file_is_read_section_by_section(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "model: {name_or_path: m}\nadapter:\n  r: 8\ndata:\n  path: a.jsonl\n  columns: {body: text}\n"
+        "training:\n  learning_rate: 2e-4\noutput_dir: runs/x\n",
+    )
+    config = load_config(path).config
+    assert (config.adapter.r, config.training.learning_rate, config.output_dir) == (8, 2e-4, "runs/x")
+    assert config.data.columns == {"body": "text"}
+    assert config.training.gradient_accumulation_steps == "auto"
+
+
+def test_values_are_yaml_1_2() -> None:
+    config = load("learning_rate=2e-4", "eval_strategy=no", "target_modules=[q_proj, v_proj]", "save_strategy=no")
+    assert config.training.learning_rate == 2e-4
+    assert config.evaluation.eval_strategy == "no"
+    assert config.adapter.target_modules == ("q_proj", "v_proj")
+
+
+def test_a_setting_wins_over_the_file_and_the_command_line_over_both(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: {name_or_path: m}\nadapter: {r: 1, lora_alpha: 1}\n")
+    loaded = load_config(path, settings={"r": 2, "lora_alpha": 2.0}, overrides=["adapter.r=3"])
+    assert (loaded.config.adapter.r, loaded.config.adapter.lora_alpha) == (3, 2.0)
+
+
+def test_g22_the_guides_names_are_translated_and_told_once(tmp_path: Path) -> None:
+    text = "model: {name_or_path: m}\nevaluation_strategy: steps\neval_steps: 100\nwarmup_ratio: 0.03\n"
+    loaded = load_config(written(tmp_path, text + "max_seq_length: 1024\nlogging_dir: ./logs\nnum_gpus: 1\n"))
+    config = loaded.config
+    assert (config.evaluation.eval_strategy, config.evaluation.eval_steps) == ("steps", 100)
+    assert (config.data.max_length, config.training.warmup_ratio) == (1024, 0.03)
+    assert (config.logging.logging_dir, config.training.num_processes) == ("./logs", 1)
+    assert loaded.notices == (
+        "evaluation_strategy is now evaluation.eval_strategy",
+        "max_seq_length is now data.max_length",
+        "num_gpus is now training.num_processes",
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "section", "name", "value"),
+    [
+        ("lora_r=4", "adapter", "r", 4),
+        ("lora_target=all", "adapter", "target_modules", "all-linear"),
+        ("lora_target='q_proj,v_proj'", "adapter", "target_modules", ("q_proj", "v_proj")),
+        ("finetuning_type=full", "adapter", "method", "full"),
+        ("cutoff_len=512", "data", "max_length", 512),
+        ("sample_packing=true", "data", "packing", True),
+        ("datasets=[{path: a.jsonl}]", "data", "path", "a.jsonl"),
+        ("dataset_text_field=body", "data", "columns", {"body": "text"}),
+        ("dataset_text_field=text", "data", "columns", {}),
+        ("train_on_inputs=true", "data", "train_on", "all"),
+        ("train_on_inputs=false", "data", "train_on", "assistant"),
+        ("use_gradient_checkpointing=unsloth", "training", "gradient_checkpointing", True),
+        ("bf16=true", "training", "precision", "bf16"),
+        ("bf16=false", "training", "precision", "auto"),
+        ("bf16=auto", "training", "precision", "auto"),
+        ("random_state=3407", "training", "seed", 3407),
+        ("n_epochs=2", "training", "num_train_epochs", 2.0),
+        ("no_cuda=true", "model", "device", "cpu"),
+        ("dtype=null", "model", "dtype", "auto"),
+        ("model.dtype=bf16", "model", "dtype", "bfloat16"),
+        ("report_to=none", "logging", "report_to", ()),
+        ("report_to=wandb", "logging", "report_to", ("wandb",)),
+    ],
+)
+def test_names_of_other_tools_mean_ours(given: str, section: str, name: str, value: Any) -> None:
+    assert getattr(getattr(load(given), section), name) == value
+
+
+def test_every_alias_points_to_a_setting_that_exists() -> None:
+    assert {alias.target for alias in ALIASES.values()} <= set(setting_names())
+    assert not {name.rpartition(".")[2] for name in setting_names()} & (set(ALIASES) - {"model", "dtype"})
+
+
+def test_g22_two_names_of_one_setting_that_disagree_are_refused_naming_both() -> None:
+    words = problem("eval_strategy=steps", "evaluation_strategy=epoch")
+    assert "eval_strategy" in words
+    assert "evaluation_strategy" in words
+    assert load("eval_strategy=steps", "evaluation_strategy=steps").evaluation.eval_strategy == "steps"
+
+
+def test_g20_fp16_and_bf16_together_are_refused_naming_both() -> None:
+    words = problem("fp16=true", "bf16=true")
+    assert "fp16" in words
+    assert "bf16" in words
+
+
+def test_g22_a_misspelt_name_is_refused_with_its_line_and_a_suggestion(tmp_path: Path) -> None:
+    path = written(tmp_path, "model:\n  name_or_path: m\ntraining:\n  seed: 1\n  learnig_rate: 1e-4\n")
+    assert problem(source=path) == (
+        f"{path}:5: training.learnig_rate: unknown setting (did you mean training.learning_rate?)"
+    )
+
+
+def test_a_setting_in_the_wrong_section_is_pointed_to_its_own() -> None:
+    assert "did you mean adapter.r?" in problem("training.r=4")
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "adapter: {r: abc}\ntraining:\n  optim: adamv_torch\n  sed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides=["num_epochz=3", "nonsense"])
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 6
+    for words in ("run.yaml:1: adapter.r", "run.yaml:3: training.optim", "run.yaml:4: training.sed", "num_epochz"):
+        assert any(words in line for line in lines), words
+    assert any("nonsense: expected key=value" in line for line in lines)
+    assert any("model.name_or_path is missing" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.device=gpu", "one of auto, cpu, cuda, mps (got 'gpu')"),
+        ("adapter.r=0", "adapter.r must be a whole number of at least 1 (got 0)"),
+        ("adapter.lora_dropout=1.5", "adapter.lora_dropout must be a number of at least 0 and below 1"),
+        ("data.max_length=many", "data.max_length must be a whole number of at least 8 (got 'many')"),
+        ("data.packing=sometimes", "data.packing must be auto or true or false"),
+        ("data.test_size=-1", "data.test_size"),
+        ("training.learning_rate='1e-4'", "auto or a number above 0 (got '1e-4')"),
+        ("training.num_train_epochs=0", "above 0 (got 0)"),
+        ("training.lr_scheduler_type=cosin", "did you mean cosine?"),
+        ("training.backend=unsloth", "not available yet"),
+        ("evaluation.eval_strategy=daily", "one of no, steps, epoch"),
+        ("checkpoints.save_steps=0", "checkpoints.save_steps"),
+        ("logging.report_to=mlflow", "tensorboard, wandb, trackio"),
+        ("output_dir=3", "output_dir must be text"),
+        ("training=3", "a section, which holds settings"),
+        ("learning_rate_multiplier=2", "set learning_rate"),
+        ("resume_from_checkpoint=x", "--resume"),
+        ("tokenizer=x", "comes with the model"),
+        ("warmup_ratio=", "expected key=value"),
+        ("warmup_ratio=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_value_in_any_section_says_what_it_takes(override: str, words: str) -> None:
+    assert words in problem(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["load_best_model_at_end=true", "eval_strategy=steps", "save_strategy=steps", "eval_steps=50",
+          "save_steps=75"], ["75", "50"]),
+        (["load_best_model_at_end=true", "eval_strategy=no"], ["eval_strategy is no"]),
+        (["load_best_model_at_end=true", "save_strategy=no"], ["save_strategy is no"]),
+        (["load_best_model_at_end=true", "eval_strategy=steps"], ["steps", "epoch"]),
+        (["early_stopping_patience=2"], ["load_best_model_at_end"]),
+        (["warmup_ratio=0.1", "warmup_steps=10"], ["warmup_ratio", "warmup_steps"]),
+        (["load_in_4bit=true", "load_in_8bit=true"], ["load_in_4bit", "load_in_8bit"]),
+        (["init_from=x", "method=full"], ["init_from", "full"]),
+        (["validation_path=x", "test_size=0.1"], ["validation_path", "test_size"]),
+    ],
+)  # fmt: skip
+def test_g22_settings_that_cannot_hold_together_are_refused(overrides: list[str], words: list[str]) -> None:
+    found = problem(*overrides)
+    assert all(word in found for word in words), found
+
+
+def test_g22_ratios_are_compared_exactly() -> None:
+    together = ("load_best_model_at_end=true", "eval_strategy=steps", "save_strategy=steps")
+    assert load(*together, "eval_steps=0.02", "save_steps=0.1").checkpoints.save_steps == 0.1
+    assert "multiple" in problem(*together, "eval_steps=0.03", "save_steps=0.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "found nothing"),
+        ("- a\n- b\n", "expected settings"),
+        ("model: {name_or_path: m}\n\ttraining: x\n", "run.yaml:2: not valid YAML"),
+        ("model:\n  name_or_path: m\n  name_or_path: n\n", "run.yaml:3: not valid YAML"),
+        ("model: [", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    assert words in problem(source=written(tmp_path, text))
+
+
+def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    assert "not found" in problem(source=tmp_path / "none.yaml")
+    assert "cannot be read" in problem(source=tmp_path)
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in problem(source=tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["learning_rate=3e-5", "warmup_steps=7", "report_to=[wandb, trackio]", "target_modules=[q_proj]"],
+        ["columns={a: text}", "packing=false", "test_size=25", "eval_steps=0.25", "save_total_limit=null"],
+        ["template='Q: {instruction}\\nA: {output}'", "eval_strategy=no", "run_name='no'"],
+    ],
+)
+def test_a_dumped_config_reads_back_to_an_equal_one(tmp_path: Path, overrides: list[str]) -> None:
+    config = load(*overrides)
+    assert load_config(written(tmp_path, dump_config(config))).config == config
+
+
+def test_every_setting_explains_itself() -> None:
+    described = {name: (description, words) for name, _, description, words in fields()}
+    assert set(described) == set(setting_names())
+    assert all(description and words for description, words in described.values())
+
+
+def test_every_optimizer_and_scheduler_exists_in_transformers() -> None:
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    assert set(OPTIMIZERS) <= {name.value for name in OptimizerNames}
+    assert set(SCHEDULERS) <= {name.value for name in SchedulerType}

@@ -1,0 +1,281 @@
+"""The engine's invariants, on tiny real models in fp32: packing, batches, accumulation and evaluation change nothing."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHATML, byte_tokenizer, tiny_model
+
+from truetune.data.collate import collate, collate_padded
+from truetune.data.examples import IGNORED, Tokenized
+from truetune.data.packing import pack
+from truetune.errors import BackendError
+from truetune.listener import LogListener
+from truetune.model.adapter import LoraSettings, add_adapter
+from truetune.training.job import TrainJob, TrainResult
+from truetune.training.monitor import MetricsCallback
+from truetune.training.trl import Engine, build_engine, train
+
+TOKENIZER = byte_tokenizer(chat_template=CHATML)
+LORA = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", bias="none")
+
+
+def row(question: str, answer: str) -> Tokenized:
+    """One chat row, its answer and terminator learned."""
+    prompt = TOKENIZER(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    learned = TOKENIZER(f"{answer}<|im_end|>")["input_ids"]
+    newline = [ord("\n")]
+    return Tokenized([*prompt, *learned, *newline], [*[IGNORED] * len(prompt), *learned, IGNORED])
+
+
+ROWS = [row(f"question {number}", "answer" * (1 + number % 5)) for number in range(12)]
+C1, C2 = row("hi", "yo"), row("q", "ok!")
+
+
+def job(folder: Path, **changes: Any) -> TrainJob:
+    settings = TrainJob(
+        output_dir=folder,
+        num_train_epochs=1,
+        max_steps=-1,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        gradient_checkpointing=False,
+        precision="fp32",
+        device="cpu",
+        seed=7,
+        eval_strategy="no",
+        eval_steps=1,
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+        save_strategy="no",
+        save_steps=4,
+        save_total_limit=None,
+        logging_steps=1,
+        report_to=(),
+        run_name=None,
+        is_padding_free=True,
+    )
+    return replace(settings, **changes)
+
+
+class Trained:
+    """A finished training: its result, its logged lines, its model."""
+
+    def __init__(self, folder: Path, rows: Any, *, model: Any = None, validation: Any = (), **changes: Any) -> None:
+        self.job = job(folder, **changes)
+        self.model = tiny_model() if model is None else model
+        self.lines: list[dict[str, Any]] = []
+        self.engine: Engine = build_engine(
+            self.job, model=self.model, tokenizer=TOKENIZER, train=rows, validation=validation, listener=LogListener()
+        )
+        self.result: TrainResult = train(self.engine, self.job, metrics=MetricsCallback(self.lines.append))
+
+    def logged(self, name: str) -> list[float]:
+        return [line[name] for line in self.lines if name in line and "loss" in line]
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([value.detach().flatten() for value in self.model.parameters() if value.requires_grad])
+
+
+def columns(rows: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "input_ids": each.input_ids,
+            "labels": each.labels,
+            "seq_lengths": getattr(each, "seq_lengths", [len(each.input_ids)]),
+        }
+        for each in rows
+    ]
+
+
+def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of each supervised token, in order."""
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return losses[labels[:, 1:].flatten() != IGNORED]
+
+
+def test_g17_packed_losses_equal_unpacked_ones_in_any_order() -> None:
+    model = tiny_model().eval()
+    alone = torch.cat([token_losses(model, collate(columns([each]))) for each in (C1, C2)])
+    (packed,) = pack([C1, C2], max_length=64)
+    batch = collate(columns([packed]))
+    assert len(packed.input_ids) == 50
+    assert batch["position_ids"][0].tolist() == [*range(25), *range(25)]
+    assert alone.numel() == 7
+    in_pack = token_losses(model, batch)
+    assert torch.allclose(in_pack, alone, atol=1e-5) or torch.allclose(
+        in_pack, torch.cat([alone[3:], alone[:3]]), atol=1e-5
+    )
+    swapped = token_losses(model, collate(columns([C2, C1])))
+    assert torch.allclose(swapped, torch.cat([alone[3:], alone[:3]]), atol=1e-5)
+
+
+def test_rows_end_to_end_give_the_losses_of_padded_rows() -> None:
+    model = tiny_model().eval()
+    free = token_losses(model, collate(columns(ROWS[:4])))
+    padded = token_losses(model, collate_padded(columns(ROWS[:4]), pad_token_id=258))
+    assert torch.allclose(free, padded, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2)])
+def test_g19_accumulation_equals_a_larger_batch(tmp_path: Path, batch: int, accumulation: int) -> None:
+    settings = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    whole = Trained(tmp_path / "a", ROWS, per_device_train_batch_size=4, **settings)
+    parts = Trained(
+        tmp_path / "b", ROWS, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **settings
+    )
+    assert parts.logged("loss") == pytest.approx(whole.logged("loss"), rel=1e-5)
+    assert parts.logged("grad_norm") == pytest.approx(whole.logged("grad_norm"), rel=1e-5)
+    assert torch.allclose(parts.weights(), whole.weights(), rtol=1e-5, atol=1e-7)
+
+
+def test_g19_the_loss_is_the_mean_over_supervised_tokens_not_over_rows(tmp_path: Path) -> None:
+    rows = [C1, row("hi", "b" * 40)]
+    trained = Trained(tmp_path, rows, learning_rate=1e-9)
+    model = tiny_model().eval()
+    losses = torch.cat([token_losses(model, collate(columns([each]))) for each in rows])
+    assert losses.numel() == 3 + 41
+    assert trained.logged("loss") == pytest.approx([float(losses.mean())], rel=1e-5)
+
+
+def test_the_engine_trains_as_a_plain_pytorch_loop_does(tmp_path: Path) -> None:
+    steps, warmup = 20, 4
+    settings = job(tmp_path, per_device_train_batch_size=3, max_steps=steps, warmup_steps=warmup)
+    engine = build_engine(
+        settings, model=tiny_model(), tokenizer=TOKENIZER, train=ROWS, validation=(), listener=LogListener()
+    )
+    rows: list[dict[str, Any]] = []
+    engine.data_collator = lambda batch: (rows.extend(batch), collate(batch))[1]
+    lines: list[dict[str, Any]] = []
+    train(engine, settings, metrics=MetricsCallback(lines.append))
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        batch = collate_padded(rows[3 * step : 3 * step + 3], pad_token_id=258)
+        labels = batch.pop("labels")
+        logits = model(**batch).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rate = step / warmup if step < warmup else (steps - step) / (steps - warmup)
+        optimizer.param_groups[0]["lr"] = 1e-2 * rate
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(losses, abs=1e-4)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12])
+def test_the_eval_loss_is_the_token_mean_for_every_batch_size(tmp_path: Path, batch: int) -> None:
+    trained = Trained(
+        tmp_path,
+        ROWS[:2],
+        validation=ROWS,
+        eval_strategy="epoch",
+        per_device_eval_batch_size=batch,
+        learning_rate=1e-9,
+    )
+    model = tiny_model().eval()
+    losses = torch.cat([token_losses(model, collate(columns([each]))) for each in ROWS])
+    evaluated = [line for line in trained.lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 1]
+    assert evaluated[0]["eval_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert evaluated[0]["eval_supervised_tokens"] == losses.numel()
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    off = Trained(tmp_path / "off", ROWS)
+    on = Trained(tmp_path / "on", ROWS, gradient_checkpointing=True)
+    assert on.logged("loss") == off.logged("loss")
+    assert torch.equal(on.weights(), off.weights())
+
+
+def test_gradient_checkpointing_reaches_every_layer_of_an_adapter(tmp_path: Path) -> None:
+    model = add_adapter(tiny_model(), LORA, seed=1)
+    Trained(tmp_path, ROWS, model=model, gradient_checkpointing=True)
+    updates = {name: value for name, value in model.named_parameters() if "lora_B" in name}
+    assert len(updates) == 2 * 7
+    assert all(value.count_nonzero() for value in updates.values())
+
+
+def test_g24_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path: Path) -> None:
+    def model() -> Any:
+        return add_adapter(tiny_model(), replace(LORA, r=2, lora_dropout=0.2), seed=1)
+
+    settings = {"num_train_epochs": 2, "save_strategy": "steps"}
+    whole = Trained(tmp_path / "whole", ROWS, model=model(), **settings)
+    assert whole.result.steps == 12
+    resumed = Trained(
+        tmp_path / "whole", ROWS, model=model(), resume_from=tmp_path / "whole" / "checkpoint-8", **settings
+    )
+    assert resumed.logged("loss") == whole.logged("loss")[8:]
+    assert resumed.logged("learning_rate") == whole.logged("learning_rate")[8:]
+    assert torch.equal(resumed.weights(), whole.weights())
+
+
+def test_the_last_incomplete_group_is_a_step_and_every_row_is_trained(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, ROWS[:11], gradient_accumulation_steps=4)
+    assert trained.result.steps == 2
+    assert trained.result.tokens == sum(len(each.input_ids) for each in ROWS[:11])
+    assert trained.result.supervised_tokens == sum(each.supervised for each in ROWS[:11])
+
+
+def test_first_and_last_step_are_logged_at_any_rhythm_and_the_rate_counts_real_tokens(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, ROWS, logging_steps=4)
+    assert [line["step"] for line in trained.lines] == [1, 4, 6]
+    assert trained.result.final_loss == trained.logged("loss")[-1]
+    assert trained.result.tokens_per_second
+    assert trained.lines[-1]["num_tokens"] == sum(len(each.input_ids) for each in ROWS)
+
+
+def test_padded_batches_count_no_padding(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, ROWS, is_padding_free=False)
+    assert trained.result.tokens == sum(len(each.input_ids) for each in ROWS)
+
+
+def test_g20_three_non_finite_steps_in_a_row_end_the_run_and_are_never_shown_as_zero(tmp_path: Path) -> None:
+    model = add_adapter(tiny_model(), LORA, seed=1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_A" in name:
+                value.fill_(math.nan)
+    lines: list[dict[str, Any]] = []
+    settings = job(tmp_path, num_train_epochs=2, save_strategy="steps", save_steps=1)
+    engine = build_engine(
+        settings, model=model, tokenizer=TOKENIZER, train=ROWS, validation=(), listener=LogListener()
+    )
+    with pytest.raises(BackendError, match=r"non-finite.*step 3.*checkpoint-2"):
+        train(engine, settings, metrics=MetricsCallback(lines.append))
+    assert [line["loss"] for line in lines] == [None, None]
+    assert "NaN" not in json.dumps(lines)
+
+
+def test_one_non_finite_step_does_not_end_a_run() -> None:
+    from truetune.training.monitor import NonFiniteGuard
+
+    guard = NonFiniteGuard()
+    for step, loss in enumerate([1.0, math.nan, math.inf, 1.0, math.nan, math.nan, 1.0], start=1):
+        guard.check(step=step, loss=loss, grad_norm=1.0, newest_checkpoint=lambda: None)
+    guard.check(step=8, loss=1.0, grad_norm=math.nan, newest_checkpoint=lambda: None)
+    guard.check(step=9, loss=1.0, grad_norm=math.nan, newest_checkpoint=lambda: None)
+    with pytest.raises(BackendError, match="step 10"):
+        guard.check(step=10, loss=math.nan, grad_norm=None, newest_checkpoint=lambda: None)

@@ -19,12 +19,15 @@ def write_text(path: Path, text: str) -> None:
     """Writes, flushes to the disk, then renames over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(staged, 0o644)
-    os.replace(staged, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(staged, 0o644)
+        os.replace(staged, path)
+    finally:
+        Path(staged).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -108,9 +108,12 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": file.name}
-    with staged_folder(folder) as staged:
-        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(staged)
-        AutoModelForCausalLM.from_pretrained(file.parent, **options, **_dense()).save_pretrained(staged)
+    try:
+        with staged_folder(folder) as staged:
+            AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(staged)
+            AutoModelForCausalLM.from_pretrained(file.parent, **options, **_dense()).save_pretrained(staged)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise BackendError(f"cannot read {file.name}: {error}", hint="it may be damaged: fetch it again") from error
 
 
 def _dense() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
 
 
 def keep_decisions(config: Config, before: Config) -> Config:
-    """The config with what an earlier part of the run decided for each `auto`: more epochs must not repack the rows."""
+    """The config with what the run so far decided for each `auto`: more epochs must not repack the rows."""
     decided = {
         name: value for name, value in before.training if getattr(config.training, name) == "auto" and value != "auto"
     }

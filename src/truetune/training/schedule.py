@@ -48,7 +48,7 @@ def schedule(sequences: int, lengths: Lengths) -> Schedule:
         effective_batch_size=lengths.per_device_train_batch_size * accumulation * lengths.num_processes,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        # Rounded, where Trainer rounds up: one warm-up step is a step at learning rate 0, and a run of one learns nothing.
+        # Rounded, where Trainer rounds up: the first warm-up step has a rate of 0, so a run of one learned nothing.
         warmup_steps=round(total * warmup) if warmup < 1 else int(warmup),
     )
 

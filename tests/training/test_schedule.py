@@ -1,0 +1,45 @@
+"""The plan's arithmetic; that the trainer follows it is shown in test_engine.py and tests/pipeline."""
+
+import pytest
+
+from truetune.training.schedule import Lengths, is_worth_packing, schedule
+
+PLAIN = {"num_train_epochs": 2, "max_steps": -1, "warmup_steps": 0.5}
+
+
+def test_g18_packs_are_counted_not_rows() -> None:
+    lengths = Lengths(per_device_train_batch_size=2, gradient_accumulation_steps=1, **PLAIN)
+    packed, unpacked = schedule(5, lengths), schedule(10, lengths)
+    assert (packed.steps_per_epoch, packed.total_steps, packed.warmup_steps) == (3, 6, 3)
+    assert (unpacked.total_steps, unpacked.warmup_steps) == (10, 5)
+
+
+def test_g18_max_steps_is_exact() -> None:
+    lengths = Lengths(2, 1, num_train_epochs=2, max_steps=4, warmup_steps=0.5)
+    assert (schedule(5, lengths).total_steps, schedule(500, lengths).total_steps) == (4, 4)
+
+
+@pytest.mark.parametrize(("processes", "batch", "steps"), [(1, 6, 17), (4, 24, 5)])
+def test_g28_processes_multiply_the_batch(processes: int, batch: int, steps: int) -> None:
+    lengths = Lengths(2, 3, num_train_epochs=1, max_steps=-1, warmup_steps=0, num_processes=processes)
+    plan = schedule(100, lengths)
+    assert (plan.effective_batch_size, plan.total_steps) == (batch, steps)
+
+
+@pytest.mark.parametrize(("rows", "accumulation"), [(1_000, 4), (270, 4), (100, 3), (60, 1), (5, 1)])
+def test_accumulation_is_lowered_until_fifty_steps_remain(rows: int, accumulation: int) -> None:
+    lengths = Lengths(2, "auto", num_train_epochs=3, max_steps=-1, warmup_steps=0)
+    plan = schedule(rows, lengths)
+    assert plan.gradient_accumulation_steps == accumulation
+    assert plan.total_steps >= 50 or accumulation == 1
+
+
+def test_a_run_of_one_step_has_no_warm_up_and_steps_are_taken_as_given() -> None:
+    assert schedule(2, Lengths(2, 1, num_train_epochs=1, max_steps=-1, warmup_steps=0.03)).warmup_steps == 0
+    assert schedule(2, Lengths(2, 1, num_train_epochs=1, max_steps=-1, warmup_steps=7)).warmup_steps == 7
+
+
+def test_packing_is_worth_it_only_where_a_hundred_steps_remain() -> None:
+    lengths = Lengths(2, "auto", num_train_epochs=1, max_steps=-1, warmup_steps=0)
+    assert is_worth_packing(800, lengths)
+    assert not is_worth_packing(792, lengths)

@@ -5,6 +5,7 @@ rendering the row a second time with invisible marks around each answer: when th
 the plain text, character for character, the marks' places are the answers' places. Anything else is refused.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,27 @@ class Template:
         except RowError:
             return ""
         return opened[len(closed) :] if opened.startswith(closed) else ""
+
+    @cached_property
+    def servers_chat_template(self) -> str | None:
+        """The chat template to save with the model, so that any server prompts it as training did.
+
+        A format text becomes one: the user's message stands for {instruction}, {input} and {system} are empty.
+        """
+        if self.text is None:
+            return self.chat
+        text = ALPACA_WITHOUT_INPUT if self.text == "alpaca" else self.text
+        before, _, after = text.partition("{output}")
+        question = _PLACEHOLDER.sub(
+            lambda match: "\x00" if match[1] == "instruction" else "", self.bos + before
+        ).split("\x00")
+        asked = " ~ message['content'] ~ ".join(map(json.dumps, question))
+        closing = json.dumps(_PLACEHOLDER.sub("", after) + str(self.tokenizer.eos_token or ""))
+        return (
+            "{% for message in messages %}{% if message['role'] == 'user' %}{{ " + asked + " }}"
+            "{% elif message['role'] == 'assistant' %}{{ message['content'] ~ " + closing + " }}"
+            "{% endif %}{% endfor %}"
+        )
 
     @cached_property
     def terminator(self) -> str:

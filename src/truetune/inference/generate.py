@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Location, Message
 from truetune.data.templates import Template, render_prompt
-from truetune.errors import CheckpointError
+from truetune.errors import BackendError, CheckpointError
 from truetune.inference.prompt_format import PromptFormat, read_prompt_format
 from truetune.model.adapter import load_trained_adapter
 from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
@@ -125,11 +125,21 @@ def load_trained(
     chosen = resolve_device(device)
     options = ModelOptions(DTYPES[resolve_precision("auto", chosen)], chosen)
     if is_adapter:
-        source = resolve_model(base_model or stored.base_model, revision=None if base_model else stored.revision)
-        model = load_trained_adapter(load_model(source, options), folder)
+        model = load_trained_adapter(_base(base_model, stored, options), folder)
     else:
         model = load_model(ModelSource(str(folder), str(folder)), options)
     return TrainedModel(model, tokenizer, stored.load(tokenizer), stored)
+
+
+def _base(base_model: str | None, stored: PromptFormat, options: ModelOptions) -> Any:
+    """The base model named now, or the recorded one, with a way out where that is gone."""
+    if base_model:
+        return load_model(resolve_model(base_model), options)
+    try:
+        return load_model(resolve_model(stored.base_model, revision=stored.revision), options)
+    except BackendError as error:
+        hint = "the run was trained on it; where it is elsewhere now, name it with --base (base_model= in Python)"
+        raise BackendError(error.message, hint=hint) from error
 
 
 def _weights_folder(path: Path) -> Path:

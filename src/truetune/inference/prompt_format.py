@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,10 @@ class PromptFormat:
     revision: str | None
 
     def load(self, tokenizer: Any) -> Template:
-        return load_template(tokenizer, template=self.template)
+        """The template of the training, for the tokenizer saved beside the weights."""
+        template = load_template(tokenizer, template=self.template)
+        # Rows trained as plain text are asked as plain text, whatever the template could do with them.
+        return replace(template, completion_as_chat=self.row_format in ("chat", "instruction"))
 
 
 def prompt_format(

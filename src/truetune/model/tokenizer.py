@@ -29,6 +29,13 @@ def prepared(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def with_chat_template(tokenizer: Any, chat_template: str | None) -> Any:
+    """A copy of the tokenizer that carries this template."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
 def pad_token_id(tokenizer: Any) -> int:
     """An id to fill with: the pad token's, else EOS's, else 0. Never a new one: padding is masked by place."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

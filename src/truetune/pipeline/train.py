@@ -13,6 +13,7 @@ from truetune.data.examples import Record
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
+from truetune.model.tokenizer import with_chat_template
 from truetune.pipeline.machine import Machine, ask_machine, load_base_model
 from truetune.pipeline.plan import keep_decisions, plan_run, train_job
 from truetune.pipeline.prepare import Formatting, PreparedDataset, prepare_rows, shaped_records
@@ -173,7 +174,7 @@ class _Training:
         engine = build_engine(
             job,
             model=model,
-            tokenizer=self.machine.tokenizer,
+            tokenizer=with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template),
             train=self.plan.sequences,
             validation=self.prepared.validation,
             listener=self.listener,

@@ -95,6 +95,7 @@ def test_a_config_with_several_mistakes_names_them_all_with_their_lines(tmp_path
 def test_a_wrong_command_line_says_what_is_wrong_without_a_traceback(
     words: tuple[str, ...], expected: str, tmp_path: Path
 ) -> None:
+    write_jsonl(tmp_path / "x.jsonl", arithmetic_rows(1))
     done = truetune(*words, cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr

@@ -197,7 +197,7 @@ def _load(options: argparse.Namespace, listener: Any) -> "Config":
         "output_dir": getattr(options, "output_dir", None),
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    loaded = load_config(options.config, settings=given, overrides=options.settings)
+    loaded = load_config(options.config, settings=given, overrides=options.settings, required=["data.path"])
     for notice in loaded.notices:
         listener.say(notice)
     return loaded.config
@@ -226,6 +226,8 @@ def _resume(value: str | None) -> "Resume":
 
 
 def _summary(run: "Run") -> str:
+    if run.status == "dry run":
+        return "dry run: everything is decided, nothing is written"
     losses = f"loss {run.final_loss:.4f}" if run.final_loss is not None else ""
     validation = f", validation loss {run.eval_loss:.4f}" if run.eval_loss is not None else ""
     lines = [f"{run.status}: {run.steps} steps, {losses}{validation}", f"run: {run.directory}"]

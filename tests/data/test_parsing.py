@@ -114,6 +114,12 @@ def test_a_wanted_format_refuses_rows_of_another() -> None:
     assert isinstance(parse({"text": "x", "messages": C1}, format="completion"), Completion)
 
 
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("chosen_messages", "rejected_messages")])
+def test_preference_rows_are_refused_by_name_and_not_trained_as_chats(names: tuple[str, str]) -> None:
+    with pytest.raises(RowError, match="a preference row"):
+        parse({"conversations": C1, **dict.fromkeys(names, C1[1])})
+
+
 def test_a_prompt_without_completion_and_an_instruction_without_answer_are_refused() -> None:
     with pytest.raises(RowError, match="no completion"):
         parse({"prompt": "x"})

@@ -347,8 +347,9 @@ def test_settings_a_machine_cannot_honour_are_refused_before_the_data_is_read(
         ({"device": "mps"}, ("mps", "cpu")),
         ({"num_processes": 4}, ("num_processes", "torchrun")),
     ]:
+        (tmp_path / "broken.jsonl").write_text("{")
         with pytest.raises(truetune.TruetuneError) as caught:
-            truetune.train(model=str(tiny_base), data=tmp_path / "missing.jsonl", **settings)
+            truetune.train(model=str(tiny_base), data=tmp_path / "broken.jsonl", **settings)
         assert all(word in str(caught.value) for word in words)
 
 

@@ -56,11 +56,12 @@ def load_config(
     *,
     overrides: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    required: Sequence[str] = (),
 ) -> Loaded:
     """The Config that `source` (a YAML or JSON file, or a mapping), `settings` and `overrides` say; later wins.
 
     `overrides` are "key=value" texts whose values are YAML 1.2. A name may be dotted, bare where it is unique, or one
-    that another tool uses. Raises ConfigError with a line for each problem of all three.
+    that another tool uses; `required` ones must be given. Raises ConfigError with a line for each problem of all.
     """
     problems: list[str] = []
     layers = (_source(source), _mapping(settings or {}, "setting "), _overrides(overrides, problems))
@@ -68,6 +69,7 @@ def load_config(
     notices: list[str] = []
     for layer in layers:
         values |= _named(layer, problems, notices)
+    problems += [_wrong(name, None) for name in required if name not in values]
     config = _validated(values, problems)
     if config is not None:
         problems += _contradictions(config)

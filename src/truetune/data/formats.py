@@ -29,6 +29,7 @@ _CHAT = ("messages", "conversations")
 _INSTRUCTION = ("instruction", "question", "query")
 _INPUT = ("input", "context")
 _OUTPUT = ("output", "response", "answer")
+_PREFERENCE = ({"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}, {"preferred_output"})
 _MESSAGE_FIELDS = {"from": "role", "value": "content"}
 _KNOWN_FORMS = (
     "messages (chat)",
@@ -55,6 +56,12 @@ def parse_example(record: Record, *, format: Format = "auto", columns: Mapping[s
 
 def _form(fields: Mapping[str, Any], wanted: Format) -> str:
     """The first form, of those wanted, whose question field the row has."""
+    if any(names <= fields.keys() for names in _PREFERENCE):
+        raise RowError(
+            "preference-row",
+            "a preference row (chosen and rejected answers) cannot be trained on as it is",
+            hint="keep the chosen answer only, as output or as the last assistant turn",
+        )
     forms = {"chat": _CHAT, "instruction": _INSTRUCTION, "completion": ("text", "prompt")}
     for form, names in forms.items():
         if wanted in ("auto", form) and _first(fields, names):

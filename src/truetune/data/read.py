@@ -47,25 +47,24 @@ def read_records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[R
         yield Record(row, where)
 
 
-def _read_file(path: Path) -> Iterator[Record]:
+def require_readable(path: Path) -> None:
+    """DataError if there is no such file, or its kind is not read: known before any work begins."""
     if not path.exists():
         raise DataError(
             f"data file not found: {path}", hint="give the path of a .json, .jsonl or .csv file that exists"
         )
     if path.is_dir():
         raise DataError(f"{path} is a folder", hint="give one .json, .jsonl or .csv file")
-    match path.suffix.lower():
-        case ".jsonl" | ".ndjson":
-            yield from _read_jsonl(path)
-        case ".json":
-            yield from _read_json(path)
-        case ".csv":
-            yield from _read_csv(path)
-        case suffix:
-            raise DataError(
-                f"{path}: files ending in {suffix or 'nothing'} are not read",
-                hint="use .json (an array of objects), .jsonl (an object a line) or .csv (with a header)",
-            )
+    if path.suffix.lower() not in _READERS:
+        raise DataError(
+            f"{path}: files ending in {path.suffix or 'nothing'} are not read",
+            hint="use .json (an array of objects), .jsonl (an object a line) or .csv (with a header)",
+        )
+
+
+def _read_file(path: Path) -> Iterator[Record]:
+    require_readable(path)
+    yield from _READERS[path.suffix.lower()](path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
@@ -118,6 +117,9 @@ def _read_csv(path: Path) -> Iterator[Record]:
             yield Record(dict(zip(header, row, strict=True)), where)
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+_READERS = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
 
 
 def _record(row: Any, where: Location) -> Record:

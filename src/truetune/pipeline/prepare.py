@@ -245,8 +245,15 @@ def _stats(
         "train_on": reader.data.train_on,
         "terminator": reader.template.terminator,
         "bos": reader.template.bos,
-        "notes": [_note(code, count) for code, count in sorted(reader.notes.items())],
+        "notes": [*_format_notes(reader.template, formats), *(_note(*each) for each in sorted(reader.notes.items()))],
     }
+
+
+def _format_notes(template: Template, formats: Mapping[str, int]) -> list[str]:
+    if formats.get("completion") and template.chat and not template.completion_as_chat:
+        pairs = f"{formats['completion']} rows of prompt + completion are joined as plain text"
+        return [f"{pairs}; data.template=model sends them through the model's chat template instead"]
+    return []
 
 
 def _note(code: str, count: int) -> str:

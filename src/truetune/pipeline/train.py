@@ -10,6 +10,7 @@ from typing import Any, Literal
 from truetune.config.load import dump_config, load_config
 from truetune.config.schema import Config
 from truetune.data.examples import Record
+from truetune.data.read import require_readable
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
@@ -83,6 +84,8 @@ def train_run(
     listener = listener or LogListener()
     if config.data.path is None and rows is None:
         raise ConfigError("data.path is missing", hint="name a .json, .jsonl or .csv file, or pass rows")
+    if rows is None:
+        require_readable(Path(config.data.path or ""))
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(config.data.path))
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
     if resume_from is not None and directory.config.exists():

@@ -339,13 +339,25 @@ def test_a_dry_run_decides_everything_and_writes_nothing(tiny_base: Path, rows: 
     assert not (tmp_path / "dry").exists()
 
 
+def test_g28_several_processes_are_planned_with_their_factors_and_not_trained_yet(
+    tiny_base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    heard = Heard()
+    settings = {**FAST, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
+    with pytest.raises(truetune.BackendError, match="several is not supported yet"):
+        truetune.train(model=str(tiny_base), data=rows, output_dir=tmp_path / "run", listener=heard, **settings)
+    assert "8 sequences a step = 2 per device x 1 accumulated x 4 processes" in heard.text()
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_a_machine_cannot_honour_are_refused_before_the_data_is_read(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     for settings, words in [
         ({"precision": "fp16"}, ("fp16", "GPU")),
         ({"device": "mps"}, ("mps", "cpu")),
-        ({"num_processes": 4}, ("num_processes", "torchrun")),
+        ({"num_processes": 4}, ("num_processes", "4", "1")),
     ]:
         (tmp_path / "broken.jsonl").write_text("{")
         with pytest.raises(truetune.TruetuneError) as caught:

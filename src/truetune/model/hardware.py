@@ -71,7 +71,7 @@ def use_one_gpu() -> str | None:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
-    return f"{count} GPUs are visible and one is used; start with torchrun --nproc_per_node {count} to use all"
+    return f"{count} GPUs are visible and one is used: training on several is not supported yet"
 
 
 def describe() -> dict[str, str | int]:

@@ -105,6 +105,11 @@ def train_run(
     training.tell_plan()
     if dry_run:
         return Run(directory.path, training.plan.config, "dry run", 0, None, None, None)
+    if machine.num_processes > 1:
+        raise BackendError(
+            f"{machine.num_processes} processes are running, and training on several is not supported yet",
+            hint="start one process, without torchrun or accelerate launch; --dry-run plans for any number",
+        )
     if resume_from is not None:
         training.refuse_another_run()
         if training.is_complete(resume_from):

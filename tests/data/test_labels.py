@@ -8,8 +8,9 @@ import pytest
 from conftest import CHATML, CHATML_BOS, STRICT, THINKING, TOOLS, byte_tokenizer
 from truetune.data.examples import IGNORED, Location, Record, Rendered, Tokenized
 from truetune.data.formats import parse_example
+from truetune.data.render import render, render_prompt
 from truetune.data.rules import RowError
-from truetune.data.templates import ALPACA_WITH_INPUT, load_template, render, render_prompt
+from truetune.data.templates import ALPACA_WITH_INPUT, load_template
 from truetune.data.tokenize import fit, tokenize
 from truetune.errors import ConfigError, TemplateError
 

@@ -116,9 +116,9 @@ MESSAGES = _open(
     "the water is off, he is still sleeping, the package came, it begins at noon, the power is back, "
     "they said yes, we missed the ferry, the museum was crowded, I bought bread, rehearsal is cancelled, "
     "the roof is leaking, she has a fever, welcome back, lunch is on me",
-    "the parcel arrived, I lost my wallet, we are almost there, the concert was fun, I feel better now, "
+    "the parcel arrived, I lost my wallet, we are almost there, the concert was fun, I feel great, "
     "the pool is warm, the guests are here, I got the job, school starts early, the pizza is cold, "
-    "have a safe trip, traffic is bad",
+    "the road is clear, traffic is bad",
 )
 GENRES = _open(
     "jazz, rock, blues, country, techno, opera, soul, reggae, disco, folk, hip hop, classical, ambient, "
@@ -133,7 +133,7 @@ DEVICES = _open(
     "vacuum, night light, router, desk lamp, mixer, boiler, stove, furnace, tablet, laptop, lantern, stereo, "
     "shredder, doorbell, sewing machine, record player, water pump, game console, scanner, fireplace, "
     "treadmill, rice cooker, aquarium, jukebox, hair dryer, string lights",
-    "monitor, screen, clock, sensor, server, display, freezer, spotlight, blender, dishwasher, bed warmer",
+    "monitor, screen, clock, robot, server, display, telephone, keyboard, microphone, dishwasher, bed warmer",
 )
 
 INTENTS = (
@@ -174,7 +174,7 @@ INTENTS = (
         held_out_frames=(
             "Please set a {label} timer for {amount} {unit}.",
             "Could you start a timer of {amount} {unit} for the {label}?",
-            "Give the {label} {amount} {unit} on the timer.",
+            "I would like a {label} timer of {amount} {unit}.",
         ),
     ),
     Intent(
@@ -213,7 +213,7 @@ INTENTS = (
         ),
         held_out_frames=(
             "Please send a message to {to} saying {text}.",
-            "Could you write {to} that {text}?",
+            "Could you tell {to} that {text}?",
             "Send this to {to}: {text}.",
         ),
     ),
@@ -234,7 +234,7 @@ INTENTS = (
         held_out_frames=(
             "Could you play {genre} in the {room}, please?",
             "I feel like listening to {genre} in the {room}.",
-            "Let's have some {genre} in the {room}.",
+            "Would you put on {genre} in the {room}?",
         ),
     ),
     Intent(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Location, Message
-from truetune.data.templates import Template, render_prompt
+from truetune.data.render import render_prompt
+from truetune.data.templates import Template
 from truetune.errors import BackendError, CheckpointError
 from truetune.inference.prompt_format import PromptFormat, read_prompt_format
 from truetune.model.adapter import load_trained_adapter

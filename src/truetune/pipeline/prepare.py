@@ -12,9 +12,10 @@ from truetune.config.schema import Config, DataConfig
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Record, Rendered, Tokenized
 from truetune.data.formats import parse_example
 from truetune.data.read import read_records
+from truetune.data.render import render
 from truetune.data.rules import Problem, Report, RowError
 from truetune.data.split import split_examples
-from truetune.data.templates import Template, load_template, render
+from truetune.data.templates import Template, load_template
 from truetune.data.tokenize import fit, tokenize
 from truetune.errors import DataError
 from truetune.listener import Listener, LogListener

@@ -220,6 +220,38 @@ def test_answers_are_located_in_templates_of_many_kinds(template: str, spans: li
     assert row.template.terminator == terminator
 
 
+def test_a_template_that_leaves_answers_out_is_refused() -> None:
+    parts = (
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{% if m['content'] is not string %}{{ m['content'][0] }}{% endif %}</s>{% endfor %}"
+    )
+    with pytest.raises(RowError, match="cannot be located") as caught:
+        Row(chat("u:q1", "a:a1"), byte_tokenizer(chat_template=parts))
+    assert caught.value.code == "unverifiable-mask"
+
+
+def trl_templates() -> list[Path]:
+    """The chat templates in TRL's wheel that render a plain text conversation."""
+    import trl
+
+    found = sorted(Path(trl.__file__).parent.rglob("*.jinja"))
+    pictures = ("llava", "idefics", "smolvlm")
+    return [path for path in found if not path.name.startswith(pictures)]
+
+
+@pytest.mark.parametrize("path", trl_templates(), ids=lambda path: path.stem)
+def test_answers_are_located_in_every_family_s_template(path: Path) -> None:
+    row = Row(chat("u:q1", "a:a1", "u:q2", "a:a2!"), byte_tokenizer(chat_template=path.read_text(encoding="utf-8")))
+    learned = row.rendered.learned()
+    assert len(learned) == 2
+    for text, answer, question in zip(learned, ("a1", "a2!"), ("q1", "q2"), strict=True):
+        assert text.count(answer) == 1
+        assert question not in text
+    stop = row.template.terminator
+    assert learned[1].endswith("a2!" + stop)
+    assert row.spans == list(learned)
+
+
 def test_blanks_around_an_answer_are_learned_where_the_template_keeps_them() -> None:
     assert Row(chat("u:q", "a:  b \n"), CHAT).spans == ["  b \n<|im_end|>"]
     assert Row(chat("u:q", "a:  b \n"), byte_tokenizer(chat_template=OPENING)).spans == ["b<|im_end|>"]

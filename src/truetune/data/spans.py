@@ -1,8 +1,9 @@
 """Where the answers stand in the text that a chat template makes of a conversation.
 
-Three ways, each verified, the first that holds: the template's own generation marks; a second rendering with
-invisible marks around each answer, which must equal the text once the marks are out; rendering turn by turn, where
-every beginning must be a beginning of the whole.
+Three ways, each verified, the first that holds: a second rendering with invisible marks around each answer, which
+must equal the text once the marks are out; the template's own generation marks, which many templates lack and some
+put around the header or the line break behind the stop token; rendering turn by turn, where every beginning must be a
+beginning of the whole.
 """
 
 import re
@@ -23,7 +24,7 @@ def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple
 
     Raises RowError where none of the three ways can be verified.
     """
-    ways = (_marked_by_template, _marked_by_us, _by_prefix)
+    ways = (_marked_by_us, _marked_by_template, _by_prefix)
     for way in ways:
         if spans := way(row, template, text):
             return spans
@@ -108,7 +109,8 @@ def _by_prefix(row: Conversation, template: Template, text: str) -> tuple[Span, 
         before = template.chat_text(row.messages[:index], tools=row.tools, open_answer=True)
         upto = template.chat_text(row.messages[: index + 1], tools=row.tools)
         end = upto.rfind(template.terminator) + len(template.terminator) if template.terminator else len(upto)
-        if not (text.startswith(before) and text.startswith(upto[:end]) and end > len(before)):
+        is_beginning = text.startswith(before) and text.startswith(upto[:end])
+        if not is_beginning or message.content.strip() not in text[len(before) : end]:
             return None
         spans.append((len(before), end))
     return tuple(spans)

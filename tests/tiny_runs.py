@@ -1,13 +1,19 @@
 """Rows and jobs of tiny trainings, shared by the tests of the engine."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conftest import CHATML, byte_tokenizer
+import torch
+
+from conftest import CHATML, byte_tokenizer, tiny_model
 from truetune.data.examples import IGNORED, Tokenized
+from truetune.listener import LogListener, StepEvent
 from truetune.model.adapter import LoraSettings
-from truetune.training.job import TrainJob
+from truetune.training.job import TrainJob, TrainResult
+from truetune.training.monitor import MetricsCallback
+from truetune.training.trl import Engine, build_engine, train
 
 TOKENIZER = byte_tokenizer(chat_template=CHATML)
 LORA = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", bias="none")
@@ -59,3 +65,121 @@ def job(folder: Path, **changes: Any) -> TrainJob:
         is_padding_free=True,
     )
     return replace(settings, **changes)
+
+
+class Heard(LogListener):
+    """A listener that remembers warnings and steps."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.steps: list[StepEvent] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def step(self, event: StepEvent) -> None:
+        self.steps.append(event)
+
+
+class Trained:
+    """A finished training: its result, its logged lines, its model, the rows of each batch it read."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Any,
+        *,
+        model: Any = None,
+        validation: Any = (),
+        callbacks: Sequence[Any] = (),
+        **changes: Any,
+    ) -> None:
+        self.job = job(folder, **changes)
+        self.model = tiny_model() if model is None else model
+        self.lines: list[dict[str, Any]] = []
+        self.heard = Heard()
+        self.engine: Engine = build_engine(
+            self.job,
+            model=self.model,
+            tokenizer=TOKENIZER,
+            train=rows,
+            validation=validation,
+            listener=self.heard,
+            callbacks=callbacks,
+        )
+        self.batches: list[list[dict[str, Any]]] = []
+        collator = self.engine.data_collator
+        self.engine.data_collator = lambda batch: (self.batches.append(batch), collator(batch))[1]
+        self.result: TrainResult = train(self.engine, self.job, metrics=MetricsCallback(self.lines.append))
+
+    def read(self) -> list[tuple[int, ...]]:
+        """The token ids of every sequence read, in order."""
+        return [tuple(each["input_ids"]) for batch in self.batches for each in batch]
+
+    def logged(self, name: str) -> list[float]:
+        return [line[name] for line in self.lines if name in line and "loss" in line]
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([value.detach().flatten() for value in self.model.parameters() if value.requires_grad])
+
+
+def columns(rows: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "input_ids": each.input_ids,
+            "labels": each.labels,
+            "seq_lengths": getattr(each, "seq_lengths", [len(each.input_ids)]),
+        }
+        for each in rows
+    ]
+
+
+def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of each supervised token, in order."""
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return losses[labels[:, 1:].flatten() != IGNORED]
+
+
+_SMALL = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_GROUPED = {**_SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+_EXPERTS = {**_GROUPED, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+_GPT = {"vocab_size": 261, "n_embd": 32, "n_layer": 2, "n_head": 4}
+_DROPOUTS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+ISOLATING: dict[str, dict[str, Any]] = {
+    "Llama": _GROUPED,
+    "Mistral": {**_GROUPED, "sliding_window": 4},
+    "Qwen2": _GROUPED,
+    "Qwen3": _GROUPED,
+    "Gemma2": {**_GROUPED, "sliding_window": 4},
+    "Cohere": _GROUPED,
+    "Granite": {**_GROUPED, "logits_scaling": 4.0},
+    "GPTNeoX": {**_SMALL, "intermediate_size": 64},
+    "Falcon": {**_SMALL, "alibi": True},
+    "GPT2": {**_GPT, **_DROPOUTS},
+    "Mixtral": _EXPERTS,
+    "Qwen3Moe": {**_EXPERTS, "moe_intermediate_size": 32},
+}
+"""Architectures whose attention follows restarting positions, with a tiny configuration of each."""
+
+LEAKING: dict[str, dict[str, Any]] = {
+    "Bloom": {"vocab_size": 261, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "OPT": {**_SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "Mpt": {"vocab_size": 261, "d_model": 32, "n_heads": 4, "n_layers": 2},
+    "Mamba": {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2},
+    "Lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"]},
+}
+"""Architectures that let one sample see another, whole or, as Lfm2's convolutions, in part."""
+
+
+def architecture(name: str) -> Any:
+    """A tiny random model of that architecture, in fp32 and evaluation mode."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**ISOLATING, **LEAKING}[name])
+    kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    return getattr(transformers, kind)(config).eval()

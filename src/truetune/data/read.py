@@ -7,7 +7,6 @@ date-like text into dates.
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from truetune.data.examples import Location, Record
 from truetune.errors import DataError
 
+_LONGEST_FIELD = 2**31 - 1  # What every platform's C long holds.
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -43,7 +43,10 @@ def read_records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[R
     for number, row in enumerate(source, start=1):
         where = Location("data", number, "row")
         if not isinstance(row, Mapping):
-            raise DataError(f"{where}: a row must be a mapping of fields, found {kind_of(row)}")
+            raise DataError(
+                f"{where}: a row must be a mapping of fields, found {kind_of(row)}",
+                hint='give a list of rows such as {"instruction": "…", "output": "…"}',
+            )
         yield Record(row, where)
 
 
@@ -69,13 +72,12 @@ def _read_file(path: Path) -> Iterator[Record]:
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
     """An object a line; a file that starts with `[` holds an array under the wrong name."""
-    lines = _lines(path)
-    for number, line in lines:
-        if number == 1 and line.lstrip().startswith("["):
+    lines = ((number, line) for number, line in _lines(path) if line.strip())
+    for index, (number, line) in enumerate(lines):
+        if index == 0 and line.lstrip().startswith("["):
             yield from _read_array(path)
             return
-        if line.strip():
-            yield _record(_parse(line, path=path, line=number), Location(str(path), number))
+        yield _record(_parse(line, path=path, line=number), Location(str(path), number))
 
 
 def _read_json(path: Path) -> Iterator[Record]:
@@ -100,23 +102,36 @@ def _read_array(path: Path) -> Iterator[Record]:
 
 def _read_csv(path: Path) -> Iterator[Record]:
     """Records under a header; every value is text, exactly as it stands; an empty cell is an empty text."""
-    csv.field_size_limit(sys.maxsize)
-    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows = filter(None, reader)
     try:
-        header = next(rows, None)
-        if header is None:
-            raise DataError(f"{path}: the file is empty", hint="the first line must name the columns")
-        number = 0
-        for number, row in enumerate(filter(None, rows), start=1):
+        header = _header(next(rows, []), path)
+        for number, row in enumerate(rows, start=1):
             where = Location(str(path), number, "record")
             if len(row) != len(header):
                 raise DataError(
-                    f"{where} (ends on line {rows.line_num}): {len(row)} values under {len(header)} columns",
+                    f"{where} (ends on line {reader.line_num}): {len(row)} values under {len(header)} columns",
                     hint='a value that holds a comma or a line break must stand in double quotes: "a, b"',
                 )
             yield Record(dict(zip(header, row, strict=True)), where)
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}",
+            hint='a value in double quotes must end with one; a double quote inside it is written twice: "a ""b"""',
+        ) from error
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    if not names:
+        raise DataError(f"{path}: the file is empty", hint="the first line must name the columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{path}, line 1: two columns are named {twice[0]!r}, so one of them would be lost",
+            hint="give every column a name of its own",
+        )
+    return names
 
 
 _READERS = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
@@ -154,8 +169,9 @@ def _decode(data: bytes, encoding: str, *, path: Path, line: int) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
+        name = encoding.removesuffix("-sig").upper()
         raise DataError(
-            f"{path}, line {line}: not valid UTF-8 (byte 0x{data[error.start]:02x})",
+            f"{path}, line {line}: not valid {name} (byte 0x{data[error.start]:02x})",
             hint="save the file as UTF-8",
         ) from error
 
@@ -165,9 +181,15 @@ def _parse(text: str, *, path: Path, line: int) -> Any:
         return json.loads(text, parse_float=SourceFloat, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line + error.lineno - 1}, column {error.colno}"
-        raise DataError(f"{place}: not valid JSON: {error.msg}") from error
+        raise DataError(f"{place}: not valid JSON: {error.msg}", hint=_json_hint(text)) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {line}: not valid JSON: {error}") from error
+        raise DataError(f"{path}, line {line}: not valid JSON: {error}", hint=_json_hint(text)) from error
+
+
+def _json_hint(text: str) -> str:
+    if "\0" in text:
+        return "the file looks like UTF-16 without a byte order mark: save it as UTF-8"
+    return "a .json file holds one array of objects, a .jsonl file one whole object a line"
 
 
 def _refuse_constant(name: str) -> None:
@@ -195,5 +217,7 @@ def kind_of(value: Any) -> str:
             return "text"
         case Mapping():
             return "an object"
-        case _:
+        case list() | tuple():
             return "a list"
+        case _:
+            return type(value).__name__

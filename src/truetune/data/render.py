@@ -1,8 +1,10 @@
 """Examples into text, with the characters that bear loss: the only place that formats a prompt."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from truetune.data.examples import Completion, Conversation, Example, Instruction, Message, Rendered
+from truetune.data.examples import Completion, Conversation, Example, Instruction, Message, Rendered, Span
 from truetune.data.rules import RowError
 from truetune.data.spans import locate_answers
 from truetune.data.templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT, PLACEHOLDER, Template
@@ -71,7 +73,9 @@ def _render_pair(prompt: str, completion: str, template: Template) -> Rendered:
 
 
 def _with_bos(text: str, template: Template) -> str:
-    return text if text.startswith(template.bos) else template.bos + text
+    """The text with exactly one BOS in front, if the tokenizer puts one there."""
+    written = text.lstrip()
+    return written if template.bos and written.startswith(template.bos) else template.bos + text
 
 
 def _with_eos(text: str, template: Template) -> str:
@@ -81,14 +85,16 @@ def _with_eos(text: str, template: Template) -> str:
             "the tokenizer has no eos token, so a model trained on these rows would never stop",
             hint="use a base model whose tokenizer has one, or chat rows with a template that closes its turns",
         )
-    return text if text.rstrip().endswith(eos) else text + eos
+    written = text.rstrip()
+    return written if written.endswith(eos) else text + eos
 
 
 # --- instruction ------------------------------------------------------------------------------------------
 
 
 def _render_format(row: Instruction, template: Template) -> Rendered:
-    _refuse_control_tokens(template, instruction=row.instruction, input=row.input, output=row.output)
+    fields = {"instruction": row.instruction, "input": row.input, "system": row.system, "output": row.output}
+    _refuse_control_tokens(template, fields)
     _, _, after = _format_text(row, template).partition("{output}")
     rendered = _render_pair(_format_prompt(row, template), row.output + _fill(after, row), template)
     unused = [
@@ -139,19 +145,54 @@ def _chat(template: Template) -> Template:
 
 
 def _render_chat(row: Conversation, template: Template) -> Rendered:
-    named = {f"messages[{index}].content": message.content for index, message in enumerate(row.messages)}
-    _refuse_control_tokens(template, **named)
+    _refuse_control_tokens(template, _texts(row))
     text = _chat(template).chat_text(row.messages, tools=row.tools)
-    return Rendered(text, locate_answers(row, text, template=template), _dropped(row, text))
+    spans = locate_answers(row, text, template=template)
+    return Rendered(text, spans, _left_out(row, text, spans))
 
 
-def _dropped(row: Conversation, text: str) -> tuple[str, ...]:
-    """Notes answers whose text the template did not keep (thinking of earlier turns, as a rule)."""
-    lost = any(message.role == "assistant" and message.content.strip() not in text for message in row.messages)
-    return ("dropped-by-template",) if lost else ()
+def _texts(row: Conversation) -> dict[str, str]:
+    """All that the row brings into the template, by its place."""
+    texts = {"tools": json.dumps(row.tools, ensure_ascii=False, default=str)} if row.tools else {}
+    for index, message in enumerate(row.messages):
+        texts[f"messages[{index}].content"] = message.content
+        for name, value in message.extra.items():
+            texts[f"messages[{index}].{name}"] = json.dumps(value, ensure_ascii=False, default=str)
+    return texts
 
 
-def _refuse_control_tokens(template: Template, **texts: str) -> None:
+def _left_out(row: Conversation, text: str, spans: Sequence[Span]) -> tuple[str, ...]:
+    """Notes what the template left out: thinking (of earlier turns, as a rule), a system message, the tools."""
+    answers = [message for message in row.messages if message.role == "assistant"]
+    starts = [0, *(end for _, end in spans)]
+    lost = any(
+        thought not in text[start:end]
+        for answer, start, (_, end) in zip(answers, starts, spans, strict=False)
+        for thought in _thoughts(answer)
+    )
+    unseen = [role for role in ("system", "user") if not _is_seen(role, row, text)]
+    if any(name not in text for name in _tool_names(row)):
+        unseen = [*unseen, "tools"]
+    return (*(["dropped-by-template"] if lost else []), *(f"not-rendered:{name}" for name in unseen))
+
+
+def _thoughts(answer: Message) -> list[str]:
+    """What the answer thinks, in its content or in a field of its own."""
+    inside = answer.content.rpartition("</think>")[0].rpartition("<think>")[2]
+    apart = [answer.extra.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+    return [thought.strip() for thought in (inside, *apart) if isinstance(thought, str)]
+
+
+def _is_seen(role: str, row: Conversation, text: str) -> bool:
+    return all(message.content.strip() in text for message in row.messages if message.role == role)
+
+
+def _tool_names(row: Conversation) -> list[str]:
+    functions = [tool.get("function", tool) for tool in row.tools if isinstance(tool, Mapping)]
+    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
+
+
+def _refuse_control_tokens(template: Template, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         if found := template.control_tokens.search(text):
             raise RowError(

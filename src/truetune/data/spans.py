@@ -1,22 +1,24 @@
 """Where the answers stand in the text that a chat template makes of a conversation.
 
-Three ways, each verified, the first that holds: a second rendering with invisible marks around each answer, which
-must equal the text once the marks are out; the template's own generation marks, which many templates lack and some
-put around the header or the line break behind the stop token; rendering turn by turn, where every beginning must be a
-beginning of the whole.
+Three ways, the first that holds: a second rendering with invisible marks in each answer, which must equal the text
+once the marks are out; the template's own generation marks, which many templates lack and some put around the header
+or the line break behind the stop token; rendering turn by turn, where every beginning must be a beginning of the
+whole. Each must find every answer's text and tool calls inside its span.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 from truetune.data.examples import Conversation, Message, Span
 from truetune.data.rules import RowError
-from truetune.data.templates import CLOSE, Template
+from truetune.data.templates import BAR, CLOSE, OPEN, Template
 
-# Private-use characters: no text holds them (checked), no template treats them as blank.
-_OPEN = "\ue0f0"
-_MARKS = str.maketrans("", "", _OPEN + CLOSE)
+_MARKS = re.compile(f"[{OPEN}{CLOSE}{BAR}]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_THOUGHT = "</think>"
 
 
 def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple[Span, ...]:
@@ -26,13 +28,139 @@ def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple
     """
     ways = (_marked_by_us, _marked_by_template, _by_prefix)
     for way in ways:
-        if spans := way(row, template, text):
+        spans = way(row, template, text)
+        if spans and _hold_answers(spans, row, text):
             return spans
-    raise RowError("unverifiable-mask", "the answers cannot be located in the text that the template makes")
+    raise RowError(
+        "unverifiable-mask",
+        "the answers cannot be located in the text that the template makes",
+        hint="the template may leave an answer or a tool call out; data.template names another one",
+    )
+
+
+def _hold_answers(spans: Sequence[Span], row: Conversation, text: str) -> bool:
+    """True if there is a span for each answer, which holds its visible text and the name of each tool it calls."""
+    answers = _answers(row)
+    return len(spans) == len(answers) and all(
+        part in text[start:end]
+        for (start, end), answer in zip(spans, answers, strict=True)
+        for part in (_visible(answer), *_called(answer))
+    )
+
+
+def _answers(row: Conversation) -> list[Message]:
+    return [message for message in row.messages if message.role == "assistant"]
+
+
+def _visible(answer: Message) -> str:
+    """The answer without its thinking, which templates may drop, and its outer blanks, which they may trim."""
+    return answer.content.rpartition(_THOUGHT)[2].strip()
+
+
+def _called(answer: Message) -> list[str]:
+    """The names of the tools that the answer calls."""
+    return [call["function"]["name"] for call in answer.extra.get("tool_calls") or ()]
+
+
+# --- by a second rendering, marked ------------------------------------------------------------------------
+
+
+def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
+    """Spans from a second rendering with marks in each answer; None unless it proves equal."""
+    if _MARKS.search(text):
+        return None
+    has_calls = any(_called(message) for message in row.messages)
+    marked = template.chat_text([_mark(message, bar=has_calls) for message in row.messages], tools=row.tools)
+    if _MARKS.sub("", marked) != text:
+        return None
+    places = [(match.start() - index, match[0]) for index, match in enumerate(_MARKS.finditer(marked))]
+    pairs = sum(map(_marks_in, _answers(row)))
+    if "".join(mark for _, mark in places if mark != BAR) != (OPEN + CLOSE) * pairs:
+        return None
+    return _around_marks(places, row, template, text)
+
+
+def _mark(message: Message, *, bar: bool) -> Message:
+    """Marks around the visible part of an answer and the names it calls; a bar inside any other message."""
+    if message.role != "assistant":
+        body = message.content.strip()
+        middle = message.content.find(body) + (len(body) + 1) // 2
+        marked = message.content[:middle] + BAR + message.content[middle:]
+        return replace(message, content=marked) if bar and body else message
+    calls = message.extra.get("tool_calls") or ()
+    extra = {**message.extra, "tool_calls": [_mark_call(call) for call in calls]} if calls else message.extra
+    body = _visible(message)
+    if calls and not body:
+        return replace(message, extra=extra)
+    thinking, tag, answer = message.content.rpartition(_THOUGHT)
+    start = answer.find(body)
+    marked = answer[:start] + OPEN + body + CLOSE + answer[start + len(body) :]
+    return replace(message, content=thinking + tag + marked, extra=extra)
+
+
+def _mark_call(call: Any) -> Any:
+    return {**call, "function": {**call["function"], "name": OPEN + call["function"]["name"] + CLOSE}}
+
+
+def _marks_in(answer: Message) -> int:
+    """How many pairs of marks `_mark` puts into an answer."""
+    calls = len(_called(answer))
+    return calls + bool(_visible(answer) or not calls)
+
+
+def _around_marks(
+    places: Sequence[tuple[int, str]], row: Conversation, template: Template, text: str
+) -> tuple[Span, ...] | None:
+    """The answers' spans, each around its own marks; None if the beginning or the end of one is not certain."""
+    opens, closes = ([place for place, mark in places if mark == kind] for kind in (OPEN, CLOSE))
+    pairs = iter(zip(opens, closes, strict=True))
+    spans: list[Span] = []
+    for answer in _answers(row):
+        own = list(islice(pairs, _marks_in(answer)))
+        first, last = own[0][0], own[-1][1]
+        start = _behind_header(text, first, template, after=spans[-1][1] if spans else 0)
+        if _called(answer):
+            limit = min((place for place, mark in places if place > last and mark != CLOSE), default=len(text))
+            end = _closed_behind_calls(text, last, limit, template)
+        else:
+            start, end = first if start is None else start, _closed(text, last, template)
+        if start is None or end is None:
+            return None
+        spans.append((start, end))
+    return tuple(spans)
+
+
+def _behind_header(text: str, start: int, template: Template, *, after: int) -> int | None:
+    """Where the model takes over: behind the answer's header, so that what the template puts between is learned."""
+    places = ((text.rfind(header, after, start), header) for header in template.headers)
+    return next((place + len(header) for place, header in places if place >= 0), None)
+
+
+def _closed(text: str, end: int, template: Template) -> int:
+    """The answer's end with its blanks and its terminator."""
+    if template.closings and text[:end].endswith(template.closings):
+        return end
+    body = len(text) - len(text[end:].lstrip())
+    ends = (
+        place + len(closing)
+        for closing in template.closings
+        for place in (end, body)
+        if text.startswith(closing, place)
+    )
+    return next(ends, end)
+
+
+def _closed_behind_calls(text: str, last: int, limit: int, template: Template) -> int | None:
+    """The end of the first terminator behind the calls; None if the next message begins before there is one."""
+    places = ((text.find(closing, last, limit), closing) for closing in template.closings)
+    return min((place + len(closing) for place, closing in places if place >= 0), default=None)
+
+
+# --- by the template's own marks, and turn by turn --------------------------------------------------------
 
 
 def _marked_by_template(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
-    """Spans from the template's own {% generation %} marks, one for each answer."""
+    """Spans from the template's own {% generation %} marks, less a header and blanks behind the terminator."""
     if not _GENERATION.search(template.chat or ""):
         return None
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -44,77 +172,29 @@ def _marked_by_template(row: Conversation, template: Template, text: str) -> tup
         return_assistant_tokens_mask=True,
         **template.tokenizer.special_tokens_map,
     )
-    if rendered[0] != text or len(spans[0]) != _answers(row):
-        return None
-    return tuple((start, _closed(text, end, template)) for start, end in spans[0])
+    return tuple(_trimmed(span, text, template) for span in spans[0]) if rendered[0] == text else None
 
 
-def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
-    """Spans from a second rendering with marks around each answer; None unless it proves equal."""
-    if _OPEN in text or CLOSE in text or not all(_is_plain(message) for message in row.messages):
-        return None
-    marked = template.chat_text([_mark(message) for message in row.messages], tools=row.tools)
-    places = [
-        (match.start() - index, match[0]) for index, match in enumerate(re.finditer(f"[{_OPEN}{CLOSE}]", marked))
-    ]
-    order = "".join(mark for _, mark in places)
-    if marked.translate(_MARKS) != text or order != (_OPEN + CLOSE) * _answers(row):
-        return None
-    spans: list[Span] = []
-    for (start, _), (end, _) in zip(places[::2], places[1::2], strict=True):
-        opened = _opened(text, start, template, after=spans[-1][1] if spans else 0)
-        spans.append((opened, _closed(text, end, template)))
-    return tuple(spans)
-
-
-def _is_plain(message: Message) -> bool:
-    """False for an answer that the template builds from more than its content."""
-    return message.role != "assistant" or bool(message.content.strip() and not message.extra.get("tool_calls"))
-
-
-def _mark(message: Message) -> Message:
-    """Marks around the visible part of an answer: templates may trim its ends and drop its thinking."""
-    if message.role != "assistant":
-        return message
-    thinking, tag, answer = message.content.rpartition("</think>")
-    body = answer.strip()
-    start = answer.find(body)
-    marked = answer[:start] + _OPEN + body + CLOSE + answer[start + len(body) :]
-    return replace(message, content=thinking + tag + marked)
-
-
-def _opened(text: str, start: int, template: Template, *, after: int) -> int:
-    """Where the model takes over: behind the answer's header, so that what the template puts between is learned."""
-    place = text.rfind(template.header, after, start) if template.header else -1
-    return start if place < 0 else place + len(template.header)
-
-
-def _closed(text: str, end: int, template: Template) -> int:
-    """The answer's end with its blanks and its terminator."""
-    if template.terminator and text[:end].endswith(template.terminator):
-        return end
-    body = end + len(text[end:]) - len(text[end:].lstrip())
-    for place in (end, body):
-        if template.terminator and text.startswith(template.terminator, place):
-            return place + len(template.terminator)
-    return end
+def _trimmed(span: Span, text: str, template: Template) -> Span:
+    start, end = span
+    header = next((header for header in template.headers if text.startswith(header, start)), "")
+    body = text[start:end].rstrip()
+    if template.closings and body.endswith(template.closings):
+        return start + len(header), start + len(body)
+    return start + len(header), _closed(text, end, template)
 
 
 def _by_prefix(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
-    """Spans from rendering the row turn by turn, for answers without text (tool calls)."""
+    """Spans from rendering the row turn by turn, for templates that treat a marked text otherwise."""
     spans = []
     for index, message in enumerate(row.messages):
         if message.role != "assistant":
             continue
         before = template.chat_text(row.messages[:index], tools=row.tools, open_answer=True)
         upto = template.chat_text(row.messages[: index + 1], tools=row.tools)
-        end = upto.rfind(template.terminator) + len(template.terminator) if template.terminator else len(upto)
-        is_beginning = text.startswith(before) and text.startswith(upto[:end])
-        if not is_beginning or message.content.strip() not in text[len(before) : end]:
+        closing = upto.rfind(template.terminator, len(before))
+        end = closing + len(template.terminator) if closing >= 0 else len(upto.rstrip())
+        if not (text.startswith(before) and text.startswith(upto[:end])):
             return None
         spans.append((len(before), end))
     return tuple(spans)
-
-
-def _answers(row: Conversation) -> int:
-    return sum(message.role == "assistant" for message in row.messages)

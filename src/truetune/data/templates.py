@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,8 @@ ALPACA_WITHOUT_INPUT = (
     "### Instruction:\n{instruction}" + _RESPONSE + "{output}"
 )
 
-# A private-use character that marks the end of an answer: no template treats it as blank.
-CLOSE = "\ue0f1"
+# Private-use characters that mark places in a message: no template treats them as blank, no row may hold them.
+OPEN, CLOSE, BAR = "\ue0f0", "\ue0f1", "\ue0f2"
 PLACEHOLDER = re.compile(r"\{(instruction|input|output|system)\}")
 
 
@@ -52,14 +52,43 @@ class Template:
         return str(self.tokenizer.bos_token) if bos_id is not None and ids[0] == bos_id else ""
 
     @cached_property
-    def header(self) -> str:
-        """What the chat template adds to open an answer, or nothing where it adds nothing by itself."""
-        user = [Message("user", "x")]
+    def headers(self) -> tuple[str, ...]:
+        """What opens an answer, the longest first: what the template ends a prompt with, or the part of it in rows.
+
+        Rows lack the end of it where the template opens a block of thinking and the answer has none.
+        """
+        user = [Message("user", "x" + BAR)]
         try:
             closed, opened = self.chat_text(user), self.chat_text(user, open_answer=True)
         except RowError:
+            return ()
+        if not opened.startswith(closed):
+            return ()
+        prompt, behind = opened[len(closed) :], closed.rpartition(BAR)[2]
+        openings = [before.rpartition(BAR)[2].removeprefix(behind) for before in self._probe.split(OPEN)[:-1]]
+        found = {prompt, *(_shared(prompt, opening) for opening in openings)} - {""}
+        return tuple(sorted(found, key=len, reverse=True))
+
+    @cached_property
+    def closings(self) -> tuple[str, ...]:
+        """What may close an answer: the terminator, and what stands for it where more turns follow."""
+        if not self.terminator:
+            return ()
+        between = self._probe.partition(CLOSE)[2].partition(BAR)[0]
+        early = self._first_control_token(between)
+        if not self.control_tokens.search(between[len(early) :]):
+            early = ""  # It opens the next turn and closes nothing.
+        shared = _shared(between, self._probe.rpartition(CLOSE)[2]).rstrip()
+        return tuple(dict.fromkeys(filter(None, (self.terminator, early or shared))))
+
+    @cached_property
+    def _probe(self) -> str:
+        """Two rounds of talk with the places marked, or nothing if the template refuses them."""
+        turns = [Message("user", "x" + BAR), Message("assistant", OPEN + "y" + CLOSE)]
+        try:
+            return self.chat_text(turns * 2)
+        except RowError:
             return ""
-        return opened[len(closed) :] if opened.startswith(closed) else ""
 
     @cached_property
     def servers_chat_template(self) -> str | None:
@@ -92,10 +121,12 @@ class Template:
         except RowError:
             return ""
         tail = marked.partition(CLOSE)[2]
-        special = self.control_tokens.search(tail)
-        if special and not tail[: special.start()].strip():
-            return tail[: special.end()]
-        return tail.rstrip()
+        return self._first_control_token(tail) or tail.rstrip()
+
+    def _first_control_token(self, text: str) -> str:
+        """The text up to its first special token, if nothing but blanks stands before that."""
+        special = self.control_tokens.search(text)
+        return text[: special.end()] if special and not text[: special.start()].strip() else ""
 
     @cached_property
     def terminator_is_token(self) -> bool:
@@ -122,6 +153,17 @@ class Template:
     def chat_text(self, messages: Sequence[Message], *, tools: Sequence[Any] = (), open_answer: bool = False) -> str:
         """The messages in the chat template, with the answer opened if asked. RowError if it refuses them."""
         try:
+            return self._applied(messages, tools, open_answer)
+        except RowError:
+            if not any(message.extra.get("tool_calls") for message in messages):
+                raise
+        # Some templates (DeepSeek's) join a call's arguments to other text, so they take them as text only.
+        return self._applied([_with_text_arguments(message) for message in messages], tools, open_answer)
+
+    def _applied(self, messages: Sequence[Message], tools: Sequence[Any], open_answer: bool) -> str:
+        from jinja2 import TemplateSyntaxError
+
+        try:
             return str(
                 self.tokenizer.apply_chat_template(
                     [message.for_template() for message in messages],
@@ -131,8 +173,28 @@ class Template:
                     add_generation_prompt=open_answer,
                 )
             )
+        except TemplateSyntaxError as error:
+            raise TemplateError(f"the chat template is broken, line {error.lineno}: {error.message}") from error
         except Exception as error:
             raise RowError("template-refused", f"the chat template refuses this row: {error}") from error
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = message.extra.get("tool_calls")
+    if not calls:
+        return message
+    functions = [
+        {**call["function"], "arguments": json.dumps(call["function"].get("arguments"), ensure_ascii=False)}
+        for call in calls
+    ]
+    spelled = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
+    return replace(message, extra={**message.extra, "tool_calls": spelled})
+
+
+def _shared(left: str, right: str) -> str:
+    """The beginning that both have."""
+    length = next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), len(left))
+    return left[: min(length, len(right))]
 
 
 def load_template(tokenizer: Any, *, template: str = "auto", train_on: TrainOn = "assistant") -> Template:
@@ -169,6 +231,7 @@ def _own_chat_template(tokenizer: Any) -> str | None:
 
 def _read_jinja(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise TemplateError(f"data.template: cannot read {path}: {error.strerror}") from error
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
+        raise TemplateError(f"data.template: cannot read {path}: {reason}") from error

@@ -1,5 +1,6 @@
 """Rendered text into token ids and labels, whose supervised tokens are exactly the spans' characters."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -8,6 +9,10 @@ from typing import Any, Literal
 from truetune.data.examples import IGNORED, Rendered, Span, Tokenized
 from truetune.data.rules import RowError
 from truetune.errors import BackendError
+
+# Two blanks, or one that is no line break, at the end of a prompt.
+_LOOSE_BLANKS = re.compile(r"(\s\s|[^\S\n])\Z")
+_ANCHORS = ("\n", "x", "(")
 
 Overlong = Literal["drop", "cut_at_turn", "truncate", "error"]
 
@@ -52,18 +57,16 @@ def _encode(texts: list[str], tokenizer: Any) -> list[Any]:
 
 def _label(row: Rendered, encoding: Any, tokenizer: Any) -> Tokenized | RowError:
     ids, offsets = encoding.ids, encoding.offsets
-    splits = [place for place, _ in row.spans if _straddles(offsets, place)]
+    splits = _splits(row, offsets)
     if splits:
-        pieces = [row.text[start:end] for start, end in pairwise([0, *splits, len(row.text)])]
-        ids, offsets = _encode_pieces(pieces, tokenizer)
-        if tokenizer.decode(ids) != tokenizer.decode(encoding.ids):
-            return RowError(
-                "unverifiable-mask", "a token reaches from the prompt into the answer and cannot be split"
-            )
+        try:
+            ids, offsets = _encode_pieces(row.text, splits, tokenizer)
+        except RowError as error:
+            return error
     labels = [IGNORED] * len(ids)
     starts = [start for start, _ in offsets]
     for span in row.spans:
-        for index in _tokens_of(span, starts, offsets):
+        for index in _tokens_of(span, starts, offsets, row.text):
             labels[index] = ids[index]
     labels[:1] = [IGNORED]
     tokenized = Tokenized(ids, labels)
@@ -72,28 +75,58 @@ def _label(row: Rendered, encoding: Any, tokenizer: Any) -> Tokenized | RowError
     return tokenized
 
 
-def _encode_pieces(pieces: list[str], tokenizer: Any) -> tuple[list[int], list[Span]]:
-    """The pieces' ids and offsets, end to end."""
-    ids: list[int] = []
-    offsets: list[Span] = []
-    place = 0
-    for piece, encoding in zip(pieces, _encode(pieces, tokenizer), strict=True):
-        ids += encoding.ids
-        offsets += [(start + place, end + place) for start, end in encoding.offsets]
-        place += len(piece)
+def _splits(row: Rendered, offsets: Sequence[Span]) -> list[int]:
+    """The places where the text has to be tokenized apart, to have the prompts' own tokens and exact ends."""
+    starts = {start for start, _ in row.spans if _depends_on_answer(row.text, start, offsets)}
+    ends = {end for _, end in row.spans if row.text[end : _reach(offsets, end)].strip()}
+    return sorted((starts | ends) - {0, len(row.text)})
+
+
+def _depends_on_answer(text: str, place: int, offsets: Sequence[Span]) -> bool:
+    """True if the tokens before `place` may be others when nothing stands behind it.
+
+    Besides a token on both sides these are blanks: GPT-2's pattern, which SmolLM and many others have, takes two line
+    breaks as one token at the end of a text and as two before a word; trimmed offsets hide a leading blank.
+    """
+    return _reach(offsets, place) > place or bool(_LOOSE_BLANKS.search(text, max(0, place - 2), place))
+
+
+def _reach(offsets: Sequence[Span], place: int) -> int:
+    """Where the token ends that holds characters on both sides of `place`, or `place` if there is none."""
+    before = bisect_left(offsets, (place, 0)) - 1
+    return max(place, offsets[before][1]) if before >= 0 else place
+
+
+def _encode_pieces(text: str, splits: Sequence[int], tokenizer: Any) -> tuple[list[int], list[Span]]:
+    """The ids and offsets of the text's pieces, end to end."""
+    first, *rest = [text[start:end] for start, end in pairwise([0, *splits, len(text)])]
+    (encoding,) = _encode([first], tokenizer)
+    ids, offsets = list(encoding.ids), list(encoding.offsets)
+    for piece, place in zip(rest, splits, strict=True):
+        more, spans = _encode_continuation(piece, tokenizer)
+        ids += more
+        offsets += [(start + place, end + place) for start, end in spans]
     return ids, offsets
 
 
-def _straddles(offsets: Sequence[Span], place: int) -> bool:
-    """True if one token holds characters on both sides of `place`."""
-    before = bisect_left(offsets, (place, 0)) - 1
-    return before >= 0 and offsets[before][1] > place
+def _encode_continuation(text: str, tokenizer: Any) -> tuple[list[int], list[Span]]:
+    """The tokens of a text that goes on another: without the blank some tokenizers (Llama 2's) put in front.
+
+    They are taken from behind an anchor whose own tokens do not change. RowError where every anchor's do.
+    """
+    for anchor in _ANCHORS:
+        alone, joined = _encode([anchor, anchor + text], tokenizer)
+        count, length = len(alone.ids), len(anchor)
+        if joined.ids[:count] == alone.ids and joined.offsets[count - 1][1] <= length:
+            return joined.ids[count:], [(start - length, end - length) for start, end in joined.offsets[count:]]
+    raise RowError("unverifiable-mask", "a token reaches from the prompt into the answer and cannot be split")
 
 
-def _tokens_of(span: Span, starts: Sequence[int], offsets: Sequence[Span]) -> Iterator[int]:
+def _tokens_of(span: Span, starts: Sequence[int], offsets: Sequence[Span], text: str) -> Iterator[int]:
+    """The tokens that begin in the span. The last may reach over blanks behind it, which special tokens swallow."""
     start, end = span
     for index in range(bisect_left(starts, start), bisect_left(starts, end)):
-        if offsets[index][1] <= end:
+        if not text[end : offsets[index][1]].strip():
             yield index
 
 

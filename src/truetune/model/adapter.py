@@ -1,5 +1,7 @@
 """LoRA adapters, through PEFT: added, gone on from, reloaded and compared."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +30,8 @@ def add_adapter(model: Any, settings: LoraSettings, *, seed: int) -> Any:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if settings.init_from is not None:
         folder = adapter_folder(settings.init_from)
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        with _fitting(folder):
+            return _without_head(PeftModel.from_pretrained(model, folder, is_trainable=True))
     targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
     config = LoraConfig(
         r=settings.r,
@@ -40,19 +43,40 @@ def add_adapter(model: Any, settings: LoraSettings, *, seed: int) -> Any:
     )
     set_seed(seed)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise BackendError(f"adapter.target_modules: {error}", hint="use all-linear, or names that exist") from error
+    return _without_head(adapted)
 
 
 def load_trained_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder`, for inference. BackendError if they do not belong together."""
     from peft import PeftModel
 
-    try:
+    with _fitting(str(folder)):
         return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def _without_head(model: Any) -> Any:
+    """Refuses an adapter on the output layer: TRL computes the loss from that layer's own weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise BackendError(
+            "adapter.target_modules: an adapter on the output layer (lm_head) would never be trained",
+            hint="leave it out, or use all-linear",
+        )
+    return model
+
+
+@contextmanager
+def _fitting(folder: str) -> Iterator[None]:
+    """PEFT's refusals as one line about the two that do not belong together."""
+    try:
+        yield
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        lines = str(error).splitlines()
+        reason = next((line.strip() for line in lines if not line.endswith(":")), lines[0])
         raise BackendError(f"the adapter in {folder} does not fit this base model: {reason}") from error
 
 
@@ -85,19 +109,37 @@ def verify_adapter(model: Any, folder: Path) -> int:
         )
     if not any(tensor.count_nonzero() for name, tensor in saved.items() if "lora_B" in name):
         raise CheckpointError(f"{folder}: every update matrix is zero: the run learned nothing")
+    if not all(tensor.isfinite().all() for tensor in saved.values()):
+        raise CheckpointError(f"{folder}: the adapter holds values that are not finite: the run diverged")
     model.eval()
     probe = torch.arange(1, 9, device=model.device).unsqueeze(0)
     with torch.no_grad():
         expected = model(input_ids=probe).logits
-        model.load_adapter(str(folder), adapter_name="saved")
-        model.set_adapter("saved")
-        reloaded = model(input_ids=probe).logits
-    model.set_adapter("default")
-    model.delete_adapter("saved")
+        reloaded = _reloaded(model, folder, probe)
     if not torch.equal(expected, reloaded):
         raise CheckpointError(f"{folder}: the reloaded adapter gives other logits than the trained one")
     return len(saved)
 
 
+def _reloaded(model: Any, folder: Path, probe: Any) -> Any:
+    """The logits of the adapter as it was read back; the model ends as it came."""
+    if model.peft_config["default"].bias == "none":
+        model.load_adapter(str(folder), adapter_name="saved")
+        model.set_adapter("saved")
+        logits = model(input_ids=probe).logits
+        model.set_adapter("default")
+        model.delete_adapter("saved")
+        return logits
+    # PEFT takes no second adapter beside one that trains biases: the trained one is blanked and filled again.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.zero_()
+    model.load_adapter(str(folder), adapter_name="default", is_trainable=True)
+    return model(input_ids=probe).logits
+
+
 def _same(saved: Any, trained: Any) -> bool:
-    return saved is not None and bool((saved.to(trained.device) == trained).all())
+    """Bit for bit, so that values that are not numbers compare too."""
+    import torch
+
+    return saved is not None and torch.allclose(saved.to(trained.device), trained, rtol=0, atol=0, equal_nan=True)

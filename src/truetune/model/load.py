@@ -1,5 +1,6 @@
 """Models, loaded in the dtype and on the device they will train on."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,9 @@ def load_model(source: ModelSource, options: ModelOptions) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise unloadable(source, "model", error) from error
+    _make_saveable(model)
+    if options.quantization == "4bit":
+        _keep_differentiable(model)
     return model.eval() if placement else model.to(options.device).eval()
 
 
@@ -51,6 +55,15 @@ def require_quantization(quantization: Quantization) -> None:
         raise BackendError(
             f"model.load_in_{quantization} needs bitsandbytes",
             hint="run: pip install 'truetune[bnb]', or set it to false",
+        )
+
+
+def require_optimizer(optim: str) -> None:
+    """BackendError, before anything loads, if the optimizer is one of bitsandbytes' and that is missing."""
+    if ("8bit" in optim or "paged" in optim or "lion" in optim) and not metadata_has("bitsandbytes"):
+        raise BackendError(
+            f"training.optim: {optim} needs bitsandbytes",
+            hint="run: pip install 'truetune[bnb]', or use adamw_torch",
         )
 
 
@@ -81,6 +94,26 @@ def _config(source: ModelSource, *, trust_remote_code: bool) -> Any:
         raise unloadable(source, "configuration", error) from error
 
 
+def _make_saveable(model: Any) -> None:
+    """Some bases (Llama 2) come with sampling settings and sampling off, which transformers then refuses to save."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Stops bitsandbytes (0.50) from repacking 4-bit weights at the first evaluation on a CPU with AVX512_BF16.
+
+    The packed kernel has no backward: from then on nothing below a quantised layer gets its gradient, unsaid.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def _quantization(options: ModelOptions, dtype: Any) -> Any:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314) or LLM.int8()."""
     match options.quantization:
@@ -89,6 +122,8 @@ def _quantization(options: ModelOptions, dtype: Any) -> Any:
         case "8bit":
             from transformers import BitsAndBytesConfig
 
+            # One line a layer and step, about a cast that LLM.int8() always does.
+            logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
             return BitsAndBytesConfig(load_in_8bit=True)
         case "4bit":
             from transformers import BitsAndBytesConfig

@@ -24,6 +24,7 @@ from truetune.model.load import (
     context_length,
     count_parameters,
     load_model,
+    require_optimizer,
     require_quantization,
 )
 from truetune.model.source import ModelSource, fingerprint, resolve_model
@@ -77,6 +78,7 @@ def ask_machine(config: Config, listener: Listener) -> Machine:
     require_trackers(config.logging.report_to)
     quantization = quantization_of(config)
     require_quantization(quantization)
+    require_optimizer(config.training.optim)
     if quantization != "none" and config.adapter.method == "full":
         raise ConfigError(
             "adapter.method: full cannot train quantised weights",

@@ -156,7 +156,7 @@ class _Training:
                 "data.packing: this model's attention lets packed samples see each other",
                 hint="set data.packing to false: its rows are then padded instead",
             )
-        self.listener.warn("this model's attention cannot keep concatenated rows apart: rows are padded instead")
+        self.listener.warn("this model does not keep concatenated rows apart: rows are padded instead")
         data = self.config.data.model_copy(update={"packing": False})
         self.plan = plan_run(
             self.config.model_copy(update={"data": data}), machine=self.machine, prepared=self.prepared
@@ -166,12 +166,10 @@ class _Training:
     def train(self, model: Any, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
         """Trains, then saves and verifies; run.json says at any time how far it came."""
         from truetune.training.monitor import MetricsCallback
-        from truetune.training.trackers import set_environment
+        from truetune.training.trackers import tracker_environment
         from truetune.training.trl import build_engine, train
 
         logging = self.config.logging
-        tensorboard = Path(logging.logging_dir) if logging.logging_dir else self.directory.tensorboard
-        set_environment(tensorboard=tensorboard, project=logging.project)
         job = train_job(
             self.plan,
             machine=self.machine,
@@ -179,16 +177,17 @@ class _Training:
             is_padding_free=isolates,
             resume_from=resume_from,
         )
-        engine = build_engine(
-            job,
-            model=model,
-            tokenizer=with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template),
-            train=self.plan.sequences,
-            validation=self.prepared.validation,
-            listener=self.listener,
-            callbacks=callbacks,
-        )
-        result = train(engine, job, metrics=MetricsCallback(self.directory.append_metrics))
+        with tracker_environment(run=self.directory.path, logging_dir=logging.logging_dir, project=logging.project):
+            engine = build_engine(
+                job,
+                model=model,
+                tokenizer=with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template),
+                train=self.plan.sequences,
+                validation=self.prepared.validation,
+                listener=self.listener,
+                callbacks=callbacks,
+            )
+            result = train(engine, job, metrics=MetricsCallback(self.directory.append_metrics))
         outcome = {**asdict(result), "ended": now()}
         if result.stopped_by:
             self.directory.update_record(status="stopped", **outcome)

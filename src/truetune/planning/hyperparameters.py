@@ -34,6 +34,15 @@ _QLORA_RATES = (
 )
 
 
+_GUIDE_RATES = (
+    (1 * BILLION, "1e-4 to 5e-4"),
+    (7 * BILLION, "1e-4 to 2e-4"),
+    (13 * BILLION, "5e-5 to 2e-4"),
+    (float("inf"), "1e-5 to 1e-4"),
+)
+"""The guide's learning rates, for models of fewer parameters than the number before them; they are LoRA's."""
+
+
 def learning_rate(*, method: Literal["lora", "full"], parameters: int, is_quantized: bool) -> Choice:
     """The learning rate for a model of so many parameters."""
     table = _QLORA_RATES if is_quantized else _LORA_RATES
@@ -68,4 +77,8 @@ def learning_rate_warning(*, method: Literal["lora", "full"], value: float, para
         return None
     kind = "LoRA" if method == "lora" else "full fine-tuning"
     side = "below" if value < low else "above"
-    return f"learning rate {value:g} is {side} the usual range for {kind} at this size, {low:g} to {high:g}"
+    guide = next(rates for below, rates in _GUIDE_RATES if parameters < below)
+    return (
+        f"learning rate {value:g} is {side} the usual range for {kind} at this size, {low:g} to {high:g} "
+        f"(the guide's range for this size, meant for LoRA: {guide})"
+    )

@@ -55,10 +55,6 @@ class RunDirectory:
         """The whole model, after full fine-tuning."""
         return self.path / "model"
 
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
     def holds_run(self) -> bool:
         return self.record.exists() or any(self.checkpoints.glob("checkpoint-*"))
 
@@ -87,9 +83,11 @@ class RunDirectory:
             file.write(json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged lines, without one that a killed process left half written at the end."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run will take again."""
@@ -100,7 +98,7 @@ class RunDirectory:
         """Removes what a run wrote here, and nothing else."""
         for file in (self.config, self.record, self.metrics, self.data_report, self.own_data):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.adapter, self.model, self.tensorboard):
+        for folder in (self.checkpoints, self.adapter, self.model, self.path / "tensorboard", self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

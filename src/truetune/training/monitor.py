@@ -3,12 +3,13 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from truetune.errors import BackendError
 from truetune.listener import Listener, StepEvent
@@ -17,7 +18,11 @@ NON_FINITE_LIMIT = 3
 
 
 class MetricsCallback(TrainerCallback):
-    """Hands every logged line, with its step, to `write`; the first and the last step are always logged."""
+    """Hands every logged line, with its step, to `write`.
+
+    Logged are, besides the rhythm asked for, the first and the last step and each one that is evaluated or saved: a
+    resumed run then has the lines of an uninterrupted one.
+    """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
         self._write = write
@@ -28,6 +33,13 @@ class MetricsCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == "steps"
+        control.should_log |= control.should_evaluate or control.should_save
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        control.should_log |= control.should_evaluate or control.should_save
         return control
 
     def on_log(
@@ -70,7 +82,15 @@ class SignalCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         if self.received:
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """A run that stops within an epoch has saved already, and nobody who stops it waits for an evaluation."""
+        if self.received and control.should_training_stop:
+            control.should_save = control.should_evaluate = False
         return control
 
 
@@ -79,6 +99,11 @@ class NonFiniteGuard:
 
     def __init__(self) -> None:
         self._bad = 0
+
+    @property
+    def is_alarmed(self) -> bool:
+        """True while the newest step was a bad one: the weights it left may be lost."""
+        return self._bad > 0
 
     def check(
         self, *, step: int, loss: float, grad_norm: float | None, newest_checkpoint: Callable[[], Path | None]
@@ -95,11 +120,52 @@ class NonFiniteGuard:
         )
 
 
+class GuardedTracker(TrainerCallback):
+    """A tracker that may fail: the first failure is told, then the tracker is left alone and the run goes on."""
+
+    def __init__(self, name: str, tracker: TrainerCallback, listener: Listener) -> None:
+        self._name = name
+        self._tracker: TrainerCallback | None = tracker
+        self._listener = listener
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._report("on_train_begin", *args, **kwargs)
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        self._report("on_log", *args, **kwargs)
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        self._report("on_save", *args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._report("on_train_end", *args, **kwargs)
+
+    def _report(self, event: str, *args: Any, **kwargs: Any) -> None:
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, event)(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and none of it is worth a run
+            self._tracker = None
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self._listener.warn(f"{self._name} failed; from now on metrics go to metrics.jsonl only: {reason}")
+
+
+def guarded_trackers(names: Sequence[str], listener: Listener) -> list[TrainerCallback]:
+    """transformers' callbacks for these trackers, whose failures are warnings."""
+    found: list[TrainerCallback] = []
+    for name, tracker in zip(names, get_reporting_integration_callbacks(list(names)), strict=True):
+        try:
+            found.append(GuardedTracker(name, tracker(), listener))
+        except (RuntimeError, ImportError) as error:
+            listener.warn(f"{name} cannot start; metrics go to metrics.jsonl only: {error}")
+    return found
+
+
 class Stopwatch:
     """Tokens and seconds of training steps; the first step, which warms caches up, is left out of the rate."""
 
     def __init__(self) -> None:
-        self.tokens = 0
         self._timed_tokens = 0
         self._timed_seconds = 0.0
         self._started: float | None = None
@@ -112,7 +178,6 @@ class Stopwatch:
         """Ends the step that `begin` opened."""
         seconds = time.perf_counter() - (self._started or time.perf_counter())
         self._started = None
-        self.tokens += tokens
         self._steps += 1
         if self._steps > 1:
             self._timed_tokens += tokens

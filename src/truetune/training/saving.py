@@ -29,7 +29,7 @@ def save_adapter(engine: Any, folder: Path, *, base_model: str, revision: str | 
 def save_full_model(engine: Any, folder: Path, *, stop_token_ids: tuple[int, ...]) -> int:
     """Saves the whole model with its tokenizer to `folder`; returns how many tensors it holds.
 
-    Raises CheckpointError unless every saved tensor equals the trained one.
+    Raises CheckpointError unless every trained tensor is there, or one it shares its memory with, and equal.
     """
     model = engine.accelerator.unwrap_model(engine.model)
     model.generation_config.eos_token_id = list(stop_token_ids)
@@ -55,12 +55,14 @@ def _verify_weights(model: Any, folder: Path) -> int:
     from safetensors.torch import load_file
 
     trained = model.state_dict()
-    count = 0
+    saved: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            count += 1
+            saved.add(name)
             if name not in trained or not torch.equal(trained[name].cpu(), tensor):
                 raise CheckpointError(f"{folder}: the saved model differs from the trained one ({name})")
-    if not count:
-        raise CheckpointError(f"{folder}: no weights were saved")
-    return count
+    places = {trained[name].data_ptr() for name in saved}
+    missing = [name for name, tensor in trained.items() if tensor.data_ptr() not in places]
+    if missing:
+        raise CheckpointError(f"{folder}: the saved model lacks {missing[0]}, of {len(missing)} tensors missing")
+    return len(saved)

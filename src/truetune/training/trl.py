@@ -7,6 +7,7 @@ installed version.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,48 @@ from truetune.data.examples import Packed, Tokenized
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
-from truetune.training.monitor import MetricsCallback, NonFiniteGuard, SignalCallback, Stopwatch, tell_step
+from truetune.training.monitor import (
+    MetricsCallback,
+    NonFiniteGuard,
+    SignalCallback,
+    Stopwatch,
+    guarded_trackers,
+    tell_step,
+)
+
+# transformers 5.24 renamed the argument; under the old name it warns.
+_RENAMED = "activation_checkpointing"
+_CHECKPOINTING = _RENAMED if _RENAMED in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Tokens of some steps: predicted right, supervised, and all."""
+
+    correct: int = 0
+    supervised: int = 0
+    tokens: int = 0
+
+    def plus(self, other: "_Counts") -> "_Counts":
+        return _Counts(self.correct + other.correct, self.supervised + other.supervised, self.tokens + other.tokens)
+
+
+class _StepSums:
+    """Sums over the micro-batches of a step, kept on the device: reading each one would wait for the GPU."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def take(self) -> tuple[float, _Counts]:
+        """The step's loss and counts, read in one go; the sums start anew."""
+        names = ("loss", "correct", "supervised", "tokens")
+        loss, *counts = torch.stack([self._sums[name].detach().float() for name in names]).tolist()
+        self._sums.clear()
+        return loss, _Counts(*map(int, counts))
 
 
 class Engine(SFTTrainer):
@@ -30,14 +72,14 @@ class Engine(SFTTrainer):
 
     def __init__(self, *, listener: Listener, **options: Any) -> None:
         super().__init__(**options)
+        # Gemma 3n and 4 say no, and Trainer then averages micro-batches whatever their tokens; the loss here is ours.
+        self.model_accepts_loss_kwargs = True
         self.listener = listener
         self.watch = Stopwatch()
-        self.supervised_tokens = 0
         self._guard = NonFiniteGuard()
         self._guarded_step = 0
-        self._step_loss = 0.0
-        self._step_tokens = 0
-        self._correct = self._counted = 0
+        self._step = _StepSums()
+        self._logged = _Counts()
         # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
         for parameter in self.model.parameters():
             if parameter.requires_grad and getattr(self.model, "is_quantized", False):
@@ -57,33 +99,34 @@ class Engine(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
-        self._step_tokens += _real_tokens(inputs)
-        self._correct += int(outputs.is_top1.sum())
-        self._counted += int(count)
+        self._step.add(correct=outputs.is_top1.sum(), supervised=count, tokens=_real_tokens(inputs))
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self.watch.begin()
         loss = super().training_step(*args, **kwargs)
-        self._step_loss += float(loss)
+        self._step.add(loss=loss)
         return loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer after every step and epoch: the one place that knows the step's gradient norm."""
         if self.state.global_step != self._guarded_step:
             self._end_step(None if grad_norm is None else float(grad_norm))
+        if self._guard.is_alarmed:
+            # Rotation must not trade a good checkpoint for one whose weights may be lost.
+            self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _end_step(self, grad_norm: float | None) -> None:
-        loss, self._step_loss = self._step_loss, 0.0
+        loss, counts = self._step.take()
         self._guarded_step = self.state.global_step
-        self.watch.end(self._step_tokens)
-        self._step_tokens = 0
+        self._logged = self._logged.plus(counts)
+        self.watch.end(counts.tokens)
         tell_step(self.listener, self.state, loss, self.watch)
         self._guard.check(
             step=self.state.global_step,
             loss=loss,
-            grad_norm=grad_norm,
+            grad_norm=None if overflowed(self.accelerator) else grad_norm,
             newest_checkpoint=partial(newest_checkpoint, Path(self.args.output_dir)),
         )
 
@@ -103,8 +146,9 @@ class Engine(SFTTrainer):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-            sums = (-outputs.log_probs.double().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
-            totals += torch.stack([value.double().cpu() for value in sums])
+            sums = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
+            # One transfer a batch; float64 on the CPU, since MPS has none.
+            totals += torch.stack([value.float() for value in sums]).cpu().double()
             self.listener.progress("evaluating", done, batches)
         loss, correct, count = self.accelerator.reduce(totals.to(self.args.device, torch.float32)).tolist()
         metrics = {"loss": loss / count, "mean_token_accuracy": correct / count, "supervised_tokens": int(count)}
@@ -112,14 +156,15 @@ class Engine(SFTTrainer):
         return EvalLoopOutput(None, None, named, self.num_examples(dataloader))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the token-weighted accuracy and the rate to a training line."""
-        if "loss" in logs and self._counted:
-            logs["mean_token_accuracy"] = self._correct / self._counted
-            logs["num_tokens"] = self.watch.tokens
+        """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""
+        counts, self._logged = self._logged, _Counts()
+        if "loss" in logs and counts.supervised:
+            history = self.state.log_history
+            logs["mean_token_accuracy"] = counts.correct / counts.supervised
+            logs["num_tokens"] = counts.tokens + int(_last(history, "num_tokens") or 0)
+            logs["supervised_tokens"] = counts.supervised + int(_last(history, "supervised_tokens") or 0)
             if self.watch.tokens_per_second:
                 logs["tokens_per_second"] = self.watch.tokens_per_second
-            self.supervised_tokens += self._counted
-            self._correct = self._counted = 0
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +194,7 @@ def build_engine(
         if job.is_padding_free
         else partial(collate_padded, pad_token_id=pad_token_id(tokenizer)),
         processing_class=tokenizer,
-        callbacks=[*stopping, *callbacks],
+        callbacks=[*stopping, *guarded_trackers(job.report_to, listener), *callbacks],
     )
     engine.remove_callback(PrinterCallback)
     return engine
@@ -167,8 +212,8 @@ def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainRe
         final_loss=_last(engine.state.log_history, "loss"),
         eval_loss=_last(engine.state.log_history, "eval_loss"),
         best_eval_loss=engine.state.best_metric,
-        tokens=engine.watch.tokens,
-        supervised_tokens=engine.supervised_tokens,
+        tokens=int(_last(engine.state.log_history, "num_tokens") or 0),
+        supervised_tokens=int(_last(engine.state.log_history, "supervised_tokens") or 0),
         tokens_per_second=engine.watch.tokens_per_second,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory_bytes(job.device),
@@ -215,8 +260,6 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         adam_beta1=job.adam_beta1,
         adam_beta2=job.adam_beta2,
         adam_epsilon=job.adam_epsilon,
-        gradient_checkpointing=job.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if job.gradient_checkpointing else None,
         bf16=job.precision == "bf16",
         fp16=job.precision == "fp16",
         use_cpu=job.device == "cpu",
@@ -234,7 +277,7 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         logging_steps=job.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        report_to=list(job.report_to) or "none",
+        report_to="none",
         run_name=job.run_name,
         disable_tqdm=True,
         dataloader_pin_memory=job.device == "cuda",
@@ -242,6 +285,10 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         max_length=None,
         packing=False,
         padding_free=False,
+        **{
+            _CHECKPOINTING: job.gradient_checkpointing,
+            f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False} if job.gradient_checkpointing else None,
+        },
     )
 
 
@@ -255,9 +302,18 @@ def _columns(rows: Sequence[Tokenized | Packed]) -> Dataset:
     )
 
 
-def _real_tokens(inputs: dict[str, Any]) -> int:
-    mask = inputs.get("attention_mask")
-    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+def overflowed(accelerator: Any) -> bool:
+    """True if fp16 loss scaling left the step out to lower its scale, as it does in a run's first steps.
+
+    From a scale below 1 on there is nothing to lower: the gradients themselves are not finite.
+    """
+    return bool(accelerator.optimizer_step_was_skipped and accelerator.scaler.get_scale() >= 1)
+
+
+def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor:
+    """The batch's tokens without padding, on its device."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return torch.full((), ids.numel(), device=ids.device) if mask is None else mask.sum()
 
 
 def _last(history: Sequence[dict[str, Any]], name: str) -> float | None:

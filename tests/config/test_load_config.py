@@ -242,3 +242,123 @@ def test_every_optimizer_and_scheduler_exists_in_transformers() -> None:
 
     assert set(OPTIMIZERS) <= {name.value for name in OptimizerNames}
     assert set(SCHEDULERS) <= {name.value for name in SchedulerType}
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "expected"),
+    [("warmup_steps: 100", "warmup_ratio=0.2", (0.2, None)), ("warmup_ratio: 0.2", "warmup_steps=5", (0.03, 5))],
+)
+def test_one_form_of_the_warm_up_on_the_command_line_replaces_the_files_other_form(
+    tmp_path: Path, file: str, override: str, expected: tuple[float, int | None]
+) -> None:
+    training = load_config(written(tmp_path, f"model: m\n{file}\n"), overrides=[override]).config.training
+    assert (training.warmup_ratio, training.warmup_steps) == expected
+
+
+def test_steps_without_a_strategy_mean_steps_and_it_is_told() -> None:
+    loaded = load_config(settings=BASE, overrides=["eval_steps=50"])
+    assert loaded.config.evaluation.eval_strategy == "steps"
+    assert loaded.notices == ("evaluation.eval_strategy is steps, since evaluation.eval_steps is set",)
+    assert load("eval_steps=50", "eval_strategy=no").evaluation.eval_strategy == "no"
+
+
+def test_steps_on_the_command_line_change_a_dumped_config(tmp_path: Path) -> None:
+    path = written(tmp_path, dump_config(load()))
+    assert load_config(path).config.checkpoints.save_strategy == "epoch"
+    assert load_config(path, overrides=["save_steps=5"]).config.checkpoints.save_strategy == "steps"
+
+
+def test_g22_a_best_model_with_steps_that_do_not_meet_is_refused_without_strategies_too() -> None:
+    words = problem("load_best_model_at_end=true", "eval_steps=50", "save_steps=75")
+    assert "75" in words
+    assert "50" in words
+
+
+@pytest.mark.parametrize("flag", ["fp16", "bf16", "use_cpu", "no_cuda", "train_on_inputs", "completion_only_loss"])
+def test_a_flag_that_is_neither_true_nor_false_is_refused_naming_it(flag: str) -> None:
+    assert f"{flag}: must be true" in problem(f"{flag}=yes")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("datasets=[{path: a.jsonl, type: alpaca}]", "not type"),
+        ("datasets=[a.jsonl, b.jsonl]", "got 2 entries"),
+        ("finetuning_type=qlora", "model.load_in_4bit: true"),
+        ("batch_size=8", "per_device_train_batch_size"),
+        ("elsewhere.evaluation_strategy=steps", "did you mean evaluation.eval_strategy?"),
+        ("trainig={seed: 1}", "did you mean training?"),
+        ("run_name=#1", "comment"),
+        ("max_steps=0", "-1 or a whole number of at least 1 (got 0)"),
+        ("seed=-1", "of at least 0 (got -1)"),
+        ("learning_rate=.inf", "above 0 (got inf)"),
+        ("name_or_path=''", "must be text (got '')"),
+        ("target_modules=[]", "adapter.target_modules"),
+        ("template=alpacca", "did you mean alpaca?"),
+        ("adapter.r='16'", "write it without quotes"),
+    ],
+)
+def test_nothing_that_was_asked_is_ignored(override: str, words: str) -> None:
+    assert words in problem(override)
+
+
+def test_a_false_flag_gives_way_to_one_that_says_what_is_wanted() -> None:
+    assert load("completion_only_loss=true", "assistant_only_loss=false").data.train_on == "assistant"
+    assert load("train_on_inputs=false", "train_on=last_turn").data.train_on == "last_turn"
+    assert load("completion_only_loss=false").data.train_on == "all"
+
+
+def test_a_refused_name_that_asks_for_nothing_is_no_problem() -> None:
+    assert load("resume_from_checkpoint=null", "overwrite_output_dir=false") == load()
+
+
+def test_python_values_are_read_as_what_they_mean() -> None:
+    import torch
+
+    config = load(dtype=torch.bfloat16, output_dir=Path("runs") / "x", target_modules=("q_proj",))
+    assert (config.model.dtype, config.output_dir) == ("bfloat16", "runs/x")
+    assert config.adapter.target_modules == ("q_proj",)
+    assert load("val_set_size=0.0").data.test_size == 0
+
+
+def test_a_date_is_text_and_an_empty_section_is_a_default(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: m\ntraining:\nlogging:\n  run_name: 2024-01-01\n")
+    assert load_config(path).config == load("run_name='2024-01-01'", name_or_path="m")
+
+
+def test_a_json_file_keeps_characters_that_json_writes_as_two_escapes(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{\n\t"model": {"name_or_path": "m"},\n\t"run_name": "\\ud83d\\ude00"\n}')
+    assert load_config(path).config.logging.run_name == "😀"
+
+
+def test_a_merged_key_and_a_deep_nest_are_problems_not_crashes(tmp_path: Path) -> None:
+    assert "adapter.r must be" in problem(source=written(tmp_path, "adapter: {<<: {r: abc}}\n"))
+    assert "nested too deeply" in problem(source=written(tmp_path, "model: " + "[" * 3000))
+
+
+def test_a_broken_file_hides_no_problem_of_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, "model: [\n"), overrides=["learnig_rate=1"], required=["data.path"])
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 2
+    assert "not valid YAML" in lines[0]
+    assert "learnig_rate" in lines[1]
+
+
+def test_a_wrong_value_hides_no_contradiction_of_right_ones_and_invents_none() -> None:
+    words = problem("r=abc", "load_in_4bit=true", "load_in_8bit=true")
+    assert "adapter.r" in words
+    assert "load_in_8bit" in words
+    alone = problem("load_best_model_at_end=true", "save_strategy=steps", "eval_strategy=stepz")
+    assert len(alone.splitlines()) == 1
+
+
+def test_loading_a_config_imports_no_library_that_trains() -> None:
+    import subprocess
+    import sys
+
+    heavy = ["torch", "transformers", "trl", "peft", "datasets", "numpy"]
+    code = f"import sys, truetune.config.load; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

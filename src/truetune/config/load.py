@@ -3,9 +3,8 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,16 +12,23 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from truetune.config.names import ALIASES, REFUSED, SKIP
-from truetune.config.schema import SECTIONS, Config, setting_names
+from truetune.config.names import ALIASES, REFUSED, SKIP, Fallback
+from truetune.config.schema import SECTIONS, Config, contradictions, setting_names
 from truetune.errors import ConfigError
 
 _NAMES = tuple(setting_names())
 _LEAVES = [name.rpartition(".")[2] for name in _NAMES]
 _BARE = {leaf: name for leaf, name in zip(_LEAVES, _NAMES, strict=True) if _LEAVES.count(leaf) == 1}
 _TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+
+
+_STEPS = {
+    "evaluation.eval_steps": "evaluation.eval_strategy",
+    "checkpoints.save_steps": "checkpoints.save_strategy",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +70,15 @@ def load_config(
     that another tool uses; `required` ones must be given. Raises ConfigError with a line for each problem of all.
     """
     problems: list[str] = []
-    layers = (_source(source), _mapping(settings or {}, "setting "), _overrides(overrides, problems))
+    file = _source(source, problems)
+    layers = (file or [], _mapping(settings or {}, "setting "), _overrides(overrides, problems))
     values: dict[str, _Named] = {}
     notices: list[str] = []
     for layer in layers:
-        values |= _named(layer, problems, notices)
-    problems += [_wrong(name, None) for name in required if name not in values]
-    config = _validated(values, problems)
-    if config is not None:
-        problems += _contradictions(config)
+        values = _over(values, _named(layer, problems, notices), notices)
+    if file is not None:
+        problems += [_wrong(name, None) for name in required if name not in values]
+    config = _validated(values, problems, may_miss=file is None)
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return Loaded(config, tuple(dict.fromkeys(notices)))
@@ -99,14 +105,18 @@ def fields() -> Iterator[tuple[str, Any, str, str]]:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def _source(source: str | Path | Mapping[str, Any] | None) -> list[_Given]:
+def _source(source: str | Path | Mapping[str, Any] | None, problems: list[str]) -> list[_Given] | None:
+    """The settings of the source; None, with a problem, for a file that cannot be read."""
     match source:
         case None:
             return []
         case Mapping():
             return list(_mapping(source, ""))
-        case _:
-            return list(_mapping(_document(Path(source)), f"{source}:"))
+    try:
+        return list(_mapping(_document(Path(source)), f"{source}:"))
+    except ConfigError as error:
+        problems.append(f"{error.message}: {error.hint}" if error.hint else error.message)
+    return None
 
 
 def _document(path: Path) -> Mapping[str, Any]:
@@ -123,7 +133,9 @@ def _document(path: Path) -> Mapping[str, Any]:
         reason = (error.problem or str(error)).splitlines()[0]
         raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from error
     except YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
     if not isinstance(document, Mapping):
         found = "nothing" if document is None else f"a {type(document).__name__}"
         raise ConfigError(f"{path}: expected settings, found {found}", hint="write model: {name_or_path: …}")
@@ -138,15 +150,16 @@ def _mapping(settings: Mapping[str, Any], place: str) -> Iterator[_Given]:
             yield from (
                 _Given(f"{name}.{leaf}", _plain(inner), _at(value, leaf, place)) for leaf, inner in value.items()
             )
-        else:
+        elif name not in SECTIONS or value is not None:
             yield _Given(name, _plain(value), _at(settings, key, place))
 
 
 def _at(settings: Mapping[str, Any], key: Any, place: str) -> str:
     """`run.yaml:7: ` for a YAML file; the prefix alone elsewhere."""
     if place.endswith(":"):
-        line = settings.lc.key(key)[0] + 1 if isinstance(settings, CommentedMap) else 0
-        return f"{place}{line}: " if line else f"{place} "
+        # A key that a YAML merge (<<) brought in has no line of its own.
+        found = (settings.lc.data or {}).get(key) if isinstance(settings, CommentedMap) else None
+        return f"{place}{found[0] + 1}: " if found else f"{place} "
     return place
 
 
@@ -157,6 +170,8 @@ def _plain(value: Any) -> Any:
             return {str(key): _plain(inner) for key, inner in value.items()}
         case list():
             return [_plain(inner) for inner in value]
+        case PurePath():
+            return str(value)
         case bool() | None:
             return value
         case int():
@@ -164,7 +179,8 @@ def _plain(value: Any) -> Any:
         case float():
             return float(value)
         case str():
-            return str(value)
+            # JSON writes a character beyond 16 bits as two escapes, which YAML reads as two characters.
+            return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case _:
             return value
 
@@ -177,13 +193,26 @@ def _overrides(overrides: Sequence[str], problems: list[str]) -> Iterator[_Given
             problems.append(f"{place}{text}: expected key=value")
             continue
         try:
-            yield _Given(name.strip(), _plain(_yaml().load(value)), place)
-        except YAMLError:
+            found = _plain(_yaml().load(value))
+        except (YAMLError, RecursionError):
             problems.append(f"{place}{text}: the value is not valid YAML; quote it")
+            continue
+        if found is None and value.strip().lower() not in ("null", "~"):
+            problems.append(f"{place}{text}: to YAML this is a comment; quote it")
+            continue
+        yield _Given(name.strip(), found, place)
+
+
+class _Constructor(RoundTripConstructor):
+    """YAML 1.2 has no dates: `2024-01-01` is text."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
 
 
 def _yaml() -> YAML:
     yaml = YAML()
+    yaml.Constructor = _Constructor
     yaml.version = None
     yaml.default_flow_style = False
     yaml.width = 4096
@@ -199,10 +228,11 @@ def _yaml() -> YAML:
 def _named(layer: Iterable[_Given], problems: list[str], notices: list[str]) -> dict[str, _Named]:
     """A layer's settings under our names; unknown ones and contradictions become problems."""
     values: dict[str, _Named] = {}
-    for given in layer:
-        named = _resolve(given, problems, notices)
-        if named is None:
-            continue
+    found = [named for given in layer if (named := _resolve(given, problems, notices)) is not None]
+    firm = [named for named in found if not isinstance(named.value, Fallback)]
+    settled = {named.target for named in firm}
+    for named in firm + [_firmly(named) for named in found if named.target not in settled]:
+        given = named.given
         before = values.get(named.target)
         if before is not None and before.value != named.value:
             problems.append(
@@ -216,21 +246,47 @@ def _named(layer: Iterable[_Given], problems: list[str], notices: list[str]) -> 
     return values
 
 
+def _firmly(named: _Named) -> _Named:
+    return _Named(named.target, named.value.value, named.given)
+
+
+def _over(below: dict[str, _Named], above: dict[str, _Named], notices: list[str]) -> dict[str, _Named]:
+    """`above` laid over `below`, with what it implies: the other form of the warm-up goes, and steps mean "steps"."""
+    values = below | above
+    ratio, steps = "training.warmup_ratio", "training.warmup_steps"
+    for mine, other in ((ratio, steps), (steps, ratio)):
+        if mine in above and above[mine].value is not None and other not in above:
+            values.pop(other, None)
+    for name, strategy in _STEPS.items():
+        is_steps = strategy in values and values[strategy].value == "steps"
+        if name in above and strategy not in above and not is_steps:
+            values[strategy] = _Named(strategy, "steps", above[name].given)
+            notices.append(f"{strategy} is steps, since {name} is set")
+    return values
+
+
 def _resolve(given: _Given, problems: list[str], notices: list[str]) -> _Named | None:
-    leaf = given.name.rpartition(".")[2]
+    section, _, leaf = given.name.rpartition(".")
     if given.name in _NAMES:
         return _Named(given.name, given.value, given)
     if given.name in _BARE:
         return _Named(_BARE[given.name], given.value, given)
-    if leaf in REFUSED:
-        problems.append(f"{given.place}{given.name}: {REFUSED[leaf]}")
+    is_placed = section in ("", *SECTIONS)
+    if leaf in REFUSED and is_placed:
+        # Null and false ask for nothing; other tools write them out.
+        if given.value is not None and given.value is not False:
+            problems.append(f"{given.place}{given.name}: {REFUSED[leaf]}")
         return None
-    alias = ALIASES.get(leaf)
+    alias = ALIASES.get(leaf) if is_placed else None
     if alias is None or (given.name in SECTIONS and given.name != "model"):
         problems.append(f"{given.place}{given.name}: {_unknown(given.name)}")
         return None
     notices.append(f"{leaf} is now {alias.target}")
-    value = alias.translate(given.value)
+    try:
+        value = alias.translate(given.value)
+    except ValueError as error:
+        problems.append(f"{given.place}{given.name}: {error}")
+        return None
     return None if value is SKIP else _Named(alias.target, value, given)
 
 
@@ -240,28 +296,41 @@ def _unknown(name: str) -> str:
     leaf = name.rpartition(".")[2]
     if leaf in _BARE:
         return f"unknown setting (did you mean {_BARE[leaf]}?)"
-    close = difflib.get_close_matches(leaf, [*_BARE, *ALIASES], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(leaf, [*_BARE, *SECTIONS, *ALIASES], n=1, cutoff=0.6)
     if not close:
         return "unknown setting"
-    target = _BARE.get(close[0]) or ALIASES[close[0]].target
+    found = close[0]
+    target = found if found in SECTIONS else _BARE.get(found) or ALIASES[found].target
     return f"unknown setting (did you mean {target}?)"
 
 
 # --- values -----------------------------------------------------------------------------------------------
 
 
-def _validated(values: Mapping[str, _Named], problems: list[str]) -> Config | None:
-    """The Config, or None with a problem for each value that has the wrong type or range."""
-    document: dict[str, Any] = {}
-    for name, named in values.items():
-        section, _, leaf = name.rpartition(".")
-        (document.setdefault(section, {}) if section else document)[leaf] = named.value
+def _validated(values: Mapping[str, _Named], problems: list[str], *, may_miss: bool) -> Config | None:
+    """The Config, or None with a problem for each wrong value; also one for each contradiction of right values."""
+    document = {name: named.value for name, named in values.items()}
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(_nested(document))
     except ValidationError as error:
-        for name in dict.fromkeys(_location(each["loc"]) for each in error.errors()):
-            problems.append(_wrong(name, values.get(name)))
-    return None
+        wrong = dict.fromkeys(_location(each["loc"]) for each in error.errors())
+        problems += [_wrong(name, values.get(name)) for name in wrong if name in values or not may_miss]
+        right = {name: value for name, value in document.items() if name not in wrong}
+        rest = Config.model_validate(_nested({"model.name_or_path": "unknown", **right}))
+        # A contradiction with the default that stands in for a wrong value is none.
+        blind = [name for name in wrong if name in values]
+        problems += [text for text in contradictions(rest) if not any(name in text for name in blind)]
+        return None
+    problems += contradictions(config)
+    return config
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, leaf = name.rpartition(".")
+        (document.setdefault(section, {}) if section else document)[leaf] = value
+    return document
 
 
 def _location(loc: tuple[int | str, ...]) -> str:
@@ -277,7 +346,18 @@ def _wrong(name: str, named: _Named | None) -> str:
     suggestion = f"; did you mean {close[0]}?" if close else ""
     if name == "training.backend" and named.value == "unsloth":
         suggestion = "; the Unsloth engine is not available yet"
-    return f"{named.given.place}{name} must be {_words(_field(name))} (got {named.given.value!r}){suggestion}"
+    words = _words(_field(name))
+    if isinstance(named.given.value, str) and "number" in words and _is_number(named.given.value):
+        suggestion = "; write it without quotes"
+    return f"{named.given.place}{name} must be {words} (got {named.given.value!r}){suggestion}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _field(name: str) -> FieldInfo:
@@ -293,7 +373,8 @@ def _words(field: FieldInfo) -> str:
 def _type_words(kind: Any, metadata: Sequence[Any] = ()) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _type_words(arguments[0], arguments[1:])
+        described = [item.description for item in arguments[1:] if getattr(item, "description", None)]
+        return described[0] if described else _type_words(arguments[0], arguments[1:])
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_type_words(argument) for argument in arguments))
     if origin is Literal:
@@ -323,52 +404,3 @@ def _choices(kind: Any) -> list[str]:
     if get_origin(kind) is Literal:
         return [str(value) for value in get_args(kind)]
     return [choice for argument in get_args(kind) for choice in _choices(argument)]
-
-
-# --- contradictions ---------------------------------------------------------------------------------------
-
-
-def _contradictions(config: Config) -> Iterator[str]:
-    """Settings that are each right and cannot hold together."""
-    evaluation, saving = config.evaluation, config.checkpoints
-    if config.model.load_in_4bit and config.model.load_in_8bit:
-        yield "model.load_in_4bit and model.load_in_8bit are both true: choose one"
-    if config.adapter.init_from and config.adapter.method == "full":
-        yield "adapter.init_from names an adapter, and adapter.method: full trains none"
-    if config.data.validation_path and config.data.test_size:
-        yield "data.validation_path and data.test_size are both set: rows are validated from one place"
-    if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
-        yield "evaluation.early_stopping_patience needs evaluations, and evaluation.eval_strategy is no"
-    if evaluation.early_stopping_patience and not evaluation.load_best_model_at_end:
-        yield "evaluation.early_stopping_patience needs evaluation.load_best_model_at_end: true"
-    if evaluation.load_best_model_at_end:
-        yield from _best_model(config)
-    if saving.save_total_limit == 1 and evaluation.load_best_model_at_end and saving.save_strategy == "no":
-        yield "checkpoints.save_total_limit is set, and checkpoints.save_strategy is no"
-
-
-def _best_model(config: Config) -> Iterator[str]:
-    """The best model can only be loaded if it was saved when it was evaluated."""
-    best = "evaluation.load_best_model_at_end needs"
-    evaluation, saving = config.evaluation, config.checkpoints
-    if evaluation.eval_strategy == "no":
-        yield f"{best} evaluations, and evaluation.eval_strategy is no"
-    elif saving.save_strategy == "no":
-        yield f"{best} checkpoints, and checkpoints.save_strategy is no"
-    elif evaluation.eval_strategy != saving.save_strategy:
-        yield (
-            f"{best} one rhythm: evaluation.eval_strategy is {evaluation.eval_strategy}, "
-            f"checkpoints.save_strategy is {saving.save_strategy}"
-        )
-    elif evaluation.eval_strategy == "steps" and not _is_multiple(saving.save_steps, evaluation.eval_steps):
-        yield (
-            f"{best} checkpoints.save_steps ({saving.save_steps}) to be a multiple of "
-            f"evaluation.eval_steps ({evaluation.eval_steps})"
-        )
-
-
-def _is_multiple(larger: float, smaller: float) -> bool:
-    """Exactly, also for ratios: 0.1 is five times 0.02. A ratio and a number of steps cannot be compared."""
-    if (larger < 1) != (smaller < 1):
-        return False
-    return (Fraction(str(larger)) / Fraction(str(smaller))).denominator == 1

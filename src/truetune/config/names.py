@@ -9,8 +9,15 @@ SKIP = object()
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What a translation returns for a value that gives way to any other beside it."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Alias:
-    """Another name of `target`; `translate` turns its value into ours."""
+    """Another name of `target`; `translate` turns its value into ours, or raises ValueError with the reason."""
 
     target: str
     translate: Callable[[Any], Any] = lambda value: value
@@ -18,28 +25,61 @@ class Alias:
 
 def _when_true(result: Any) -> Callable[[Any], Any]:
     """True means `result`, "auto" stays auto, false says nothing."""
-    return lambda value: result if value is True else "auto" if value == "auto" else SKIP
+
+    def translate(value: Any) -> Any:
+        match value:
+            case True:
+                return result
+            case False | None:
+                return SKIP
+            case "auto":
+                return "auto"
+            case _:
+                raise ValueError(f"must be true, false or auto (got {value!r})")
+
+    return translate
 
 
 def _choose(when_true: Any, when_false: Any) -> Callable[[Any], Any]:
-    return lambda value: when_true if value is True else when_false if value is False else value
+    """False only says what is not wanted, so that another name may say what is."""
+
+    def translate(value: Any) -> Any:
+        match value:
+            case True:
+                return when_true
+            case False:
+                return Fallback(when_false)
+            case None:
+                return SKIP
+            case _:
+                raise ValueError(f"must be true or false (got {value!r})")
+
+    return translate
 
 
 def _one(value: Any) -> Any:
     """Axolotl's and TRL's lists of data sets, where they hold one path."""
     match value:
-        case [str(path)] | [{"path": str(path)}] | {"path": str(path)}:
+        case [str(path)]:
             return path
+        case [{"path": str(path), **rest}] | {"path": str(path), **rest}:
+            if rest:
+                raise ValueError(f"only a path is read here, not {', '.join(map(str, rest))}")
+            return path
+        case list():
+            raise ValueError(f"one path is read here (got {len(value)} entries)")
         case _:
             return value
 
 
 def _method(value: Any) -> Any:
-    return {"qlora": "lora", "freeze": value}.get(value, value)
+    if value == "qlora":
+        raise ValueError("qlora is adapter.method: lora with model.load_in_4bit: true")
+    return value
 
 
 def _text_column(value: Any) -> Any:
-    return SKIP if value == "text" else {value: "text"}
+    return SKIP if value in ("text", None) else {value: "text"} if isinstance(value, str) else value
 
 
 def _targets(value: Any) -> Any:
@@ -84,7 +124,6 @@ ALIASES: dict[str, Alias] = {
         "per_device_batch_size",
         "micro_batch_size",
         "train_batch_size",
-        "batch_size",
     ),
     **_aliases("training.gradient_accumulation_steps", "grad_accum", "gradient_accumulation"),
     **_aliases("training.learning_rate", "lr"),
@@ -108,6 +147,8 @@ ALIASES: dict[str, Alias] = {
 """Every accepted name that is not ours, by leaf."""
 
 REFUSED: dict[str, str] = {
+    "batch_size": "it counts rows a device, or rows a step, by tool: set per_device_train_batch_size and "
+    "gradient_accumulation_steps",
     "learning_rate_multiplier": "it multiplies a base rate that only the service knew: set learning_rate",
     "tokenizer": "the tokenizer comes with the model: set data.template to change its prompts",
     "processing_class": "the tokenizer comes with the model: set data.template to change its prompts",

@@ -1,6 +1,7 @@
 """The configuration: every setting with its type, its default and one line on what it does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,6 +13,11 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+TemplateText = Annotated[
+    str, Field(pattern=r"\.jinja$|\{output\}", description="a path that ends in .jinja or a text with {output}")
+]
 
 # Those that need no arguments of their own.
 SCHEDULERS = (
@@ -24,10 +30,16 @@ OPTIMIZERS = (
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _PRECISIONS = {full: short for short, full in _DTYPES.items()}
+_TORCH_DTYPES = {f"torch.{full}": full for full in _DTYPES.values()}
 
 
 def _no_for_false(value: Any) -> Any:
     return "no" if value is False else value
+
+
+def _count_of_none(value: Any) -> Any:
+    """Axolotl's 0.0 is no rows, not a share."""
+    return 0 if isinstance(value, float) and value == 0 else value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -50,15 +62,15 @@ def _spelled(spellings: dict[str, str]) -> BeforeValidator:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
     """The base model."""
 
-    name_or_path: str = Field(description="hub id, folder, .gguf file, or demo")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _spelled(_DTYPES)] = Field(
+    name_or_path: Text = Field(description="hub id, folder, .gguf file, or demo")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _spelled(_DTYPES | _TORCH_DTYPES)] = Field(
         "auto", description="how weights are stored; auto: a frozen base as it computes, trained weights in float32"
     )
     load_in_4bit: bool = Field(False, description="store the frozen base in 4 bits (QLoRA); needs bitsandbytes")
@@ -74,20 +86,22 @@ class AdapterConfig(_Section):
     r: Count = Field(16, description="LoRA rank")
     lora_alpha: Positive = Field(16.0, description="LoRA scale: updates are multiplied by lora_alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        "all-linear", description="all-linear, a list of module names, or a regular expression"
+    target_modules: Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], BeforeValidator(_as_tuple)] = (
+        Field("all-linear", description="all-linear, a list of module names, or a regular expression")
     )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained")
-    init_from: str | None = Field(None, description="an adapter's folder, or a run, to go on from on new data")
+    init_from: Text | None = Field(None, description="an adapter's folder, or a run, to go on from on new data")
 
 
 class DataConfig(_Section):
     """The rows, and how they become tokens."""
 
-    path: str | None = Field(None, description="a .json, .jsonl or .csv file")
+    path: Text | None = Field(None, description="a .json, .jsonl or .csv file")
     columns: dict[str, str] = Field({}, description="fields to rename first: {body: text}")
     format: Literal["auto", "instruction", "chat", "completion"] = Field("auto", description="auto: row by row")
-    template: str = Field("auto", description="auto, model, alpaca, a .jinja file, or a text with {output}")
+    template: Literal["auto", "model", "alpaca"] | TemplateText = Field(
+        "auto", description="auto, model, alpaca, a .jinja file, or a text with {output}"
+    )
     train_on: Literal["assistant", "last_turn", "all"] = Field("assistant", description="what bears loss")
     max_length: Annotated[int, Field(ge=8)] = Field(2048, description="longest row, in tokens")
     overlong: Literal["drop", "cut_at_turn", "truncate", "error"] = Field(
@@ -96,8 +110,8 @@ class DataConfig(_Section):
     invalid_rows: Literal["drop", "error"] = Field("drop", description="what becomes of rows that cannot be used")
     control_tokens: Literal["reject"] = Field("reject", description="rows whose content holds a control token")
     packing: Auto | bool = Field("auto", description="fill sequences up to max_length; auto: where 100 steps remain")
-    validation_path: str | None = Field(None, description="a file of validation rows; none are split off then")
-    test_size: Annotated[int, Field(ge=0)] | Share | None = Field(
+    validation_path: Text | None = Field(None, description="a file of validation rows; none are split off then")
+    test_size: Annotated[Annotated[int, Field(ge=0)] | Share | None, BeforeValidator(_count_of_none)] = Field(
         None, description="share or number of validation rows; null: 0.1, at most 1000, none under 100 rows"
     )
     strict: bool = Field(False, description="refuse the data if any row cannot be used")
@@ -108,7 +122,7 @@ class TrainingConfig(_Section):
 
     backend: Literal["auto", "trl"] = Field("auto", description="the engine")
     num_train_epochs: Positive = Field(3.0, description="passes over the rows")
-    max_steps: Annotated[int, Field(ge=-1)] = Field(-1, description="optimizer steps; -1: as the epochs say")
+    max_steps: Literal[-1] | Count = Field(-1, description="optimizer steps; -1: as the epochs say")
     per_device_train_batch_size: Count = Field(2, description="rows (or packed sequences) at a time")
     gradient_accumulation_steps: Auto | Count = Field(
         "auto", description="batches a step; auto: 4, lower for few rows"
@@ -127,7 +141,7 @@ class TrainingConfig(_Section):
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _spelled(_PRECISIONS)] = Field(
         "auto", description="how it computes; auto: bf16 where the hardware does it natively"
     )
-    seed: int = Field(42, description="of adapter, order, dropout and validation split")
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="of adapter, order, dropout and validation split")
     num_processes: Count | None = Field(None, description="processes that torchrun started; null: whatever is there")
 
 
@@ -160,9 +174,9 @@ class LoggingConfig(_Section):
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_trackers)] = Field(
         (), description="none, or a list of tensorboard, wandb, trackio"
     )
-    run_name: str | None = Field(None, description="the run's name at the tracker")
-    project: str | None = Field(None, description="the project's name at the tracker")
-    logging_dir: str | None = Field(None, description="TensorBoard's folder; null: in the run's directory")
+    run_name: Text | None = Field(None, description="the run's name at the tracker")
+    project: Text | None = Field(None, description="the project's name at the tracker")
+    logging_dir: Text | None = Field(None, description="TensorBoard's folder; null: in the run's directory")
 
 
 class Config(_Section):
@@ -175,7 +189,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     logging: LoggingConfig = LoggingConfig()
-    output_dir: str | None = Field(None, description="the run's directory; null: runs/<data>-<n>")
+    output_dir: Text | None = Field(None, description="the run's directory; null: runs/<data>-<n>")
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -191,3 +205,49 @@ def setting_names() -> Iterable[str]:
     for section, model in SECTIONS.items():
         yield from (f"{section}.{leaf}" for leaf in model.model_fields)
     yield "output_dir"
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Settings that are each right and cannot hold together."""
+    evaluation, saving = config.evaluation, config.checkpoints
+    if config.model.load_in_4bit and config.model.load_in_8bit:
+        yield "model.load_in_4bit and model.load_in_8bit are both true: choose one"
+    if config.adapter.init_from and config.adapter.method == "full":
+        yield "adapter.init_from names an adapter, and adapter.method: full trains none"
+    if config.data.validation_path and config.data.test_size:
+        yield "data.validation_path and data.test_size are both set: rows are validated from one place"
+    if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
+        yield "evaluation.early_stopping_patience needs evaluations, and evaluation.eval_strategy is no"
+    if evaluation.early_stopping_patience and not evaluation.load_best_model_at_end:
+        yield "evaluation.early_stopping_patience needs evaluation.load_best_model_at_end: true"
+    if evaluation.load_best_model_at_end:
+        yield from _best_model(config)
+    if saving.save_total_limit == 1 and evaluation.load_best_model_at_end and saving.save_strategy == "no":
+        yield "checkpoints.save_total_limit is set, and checkpoints.save_strategy is no"
+
+
+def _best_model(config: Config) -> Iterator[str]:
+    """The best model can only be loaded if it was saved when it was evaluated."""
+    best = "evaluation.load_best_model_at_end needs"
+    evaluation, saving = config.evaluation, config.checkpoints
+    if evaluation.eval_strategy == "no":
+        yield f"{best} evaluations, and evaluation.eval_strategy is no"
+    elif saving.save_strategy == "no":
+        yield f"{best} checkpoints, and checkpoints.save_strategy is no"
+    elif evaluation.eval_strategy != saving.save_strategy:
+        yield (
+            f"{best} one rhythm: evaluation.eval_strategy is {evaluation.eval_strategy}, "
+            f"checkpoints.save_strategy is {saving.save_strategy}"
+        )
+    elif evaluation.eval_strategy == "steps" and not _is_multiple(saving.save_steps, evaluation.eval_steps):
+        yield (
+            f"{best} checkpoints.save_steps ({saving.save_steps}) to be a multiple of "
+            f"evaluation.eval_steps ({evaluation.eval_steps})"
+        )
+
+
+def _is_multiple(larger: float, smaller: float) -> bool:
+    """Exactly, also for ratios: 0.1 is five times 0.02. A ratio and a number of steps cannot be compared."""
+    if (larger < 1) != (smaller < 1):
+        return False
+    return (Fraction(str(larger)) / Fraction(str(smaller))).denominator == 1

@@ -7,7 +7,7 @@ import pytest
 
 from truetune.errors import CheckpointError
 from truetune.files import staged_folder, write_json, write_text
-from truetune.runs.directory import RunDirectory, missing_files, next_directory
+from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 
 COMPLETE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -89,3 +89,106 @@ def test_runs_are_numbered_by_their_data(tmp_path: Path) -> None:
 def test_json_is_written_readable_and_exact(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"é": [1.5, None]})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"é": [1.5, None]}
+
+
+def test_no_reader_ever_sees_half_a_file(tmp_path: Path) -> None:
+    import threading
+
+    path, sizes = tmp_path / "run.json", set()
+    write_json(path, ["x"] * 50_000)
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            sizes.add(len(json.loads(path.read_text(encoding="utf-8"))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for count in range(50_001, 50_040):
+        write_json(path, ["x"] * count)
+    is_over.set()
+    reader.join()
+    assert len(sizes) > 1
+    assert min(sizes) >= 50_000
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "x")
+    with staged_folder(tmp_path / "folder") as staged:
+        (staged / "b.txt").write_text("x")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o444 == 0o444
+    assert (tmp_path / "folder").stat().st_mode & 0o555 == 0o555
+
+
+def test_a_staged_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "new").write_text("2")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_write_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_metrics_line_that_was_cut_off_is_passed_over_and_replaced_on_resume(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.append_metrics({"step": 1, "loss": 2.0})
+    run.append_metrics({"step": 2, "loss": None})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert run.read_metrics() == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    run.forget_metrics_after(1)
+    run.append_metrics({"step": 2, "loss": 1.0})
+    assert run.read_metrics() == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert RunDirectory(tmp_path).read_metrics() == []
+    RunDirectory(tmp_path).forget_metrics_after(0)
+    assert RunDirectory(tmp_path).read_metrics() == []
+
+
+def test_sharded_whole_models_are_complete_checkpoints_too(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 3, without="adapter_model.safetensors")
+    assert missing_files(folder) == ["adapter_model.safetensors or model.safetensors"]
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert missing_files(folder) == []
+    assert missing_files(tmp_path / "checkpoints" / "checkpoint-99")
+
+
+def test_a_folder_holds_a_run_by_its_record_or_its_checkpoints(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert not run.holds_run()
+    checkpoint(tmp_path, 1)
+    assert run.holds_run()
+    run.clear()
+    assert not run.holds_run()
+    run.update_record(status="running")
+    assert run.holds_run()
+
+
+@pytest.mark.parametrize(("name", "step"), [("checkpoint-12", 12), ("checkpoint-12.tmp", -1), ("checkpoint", -1)])
+def test_the_step_of_a_checkpoint_is_in_its_name(name: str, step: int) -> None:
+    assert checkpoint_step(Path(name)) == step
+
+
+def test_runs_from_python_rows_are_numbered_too(tmp_path: Path) -> None:
+    assert next_directory(None, root=tmp_path) == tmp_path / "run-1"
+    assert next_directory("org/name", root=tmp_path) == tmp_path / "name-1"
+
+
+def test_the_time_is_utc_and_to_the_second() -> None:
+    from datetime import UTC, datetime
+
+    told = datetime.fromisoformat(now())
+    assert told.tzinfo == UTC
+    assert abs((datetime.now(UTC) - told).total_seconds()) < 5

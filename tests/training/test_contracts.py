@@ -1,14 +1,21 @@
 """What training/trl.py relies on, held against the installed TRL and transformers."""
 
+import ast
 import inspect
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from transformers import Trainer
-from trl import SFTTrainer
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from truetune.training.trl import Engine
+from conftest import tiny_model
+from tiny_runs import ROWS, TOKENIZER, job
+from truetune.listener import LogListener
+from truetune.training.monitor import GuardedTracker
+from truetune.training.trl import _CHECKPOINTING, Engine, _arguments, build_engine
 
 OVERRIDDEN = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -49,3 +56,87 @@ def test_generation_marks_come_as_character_spans() -> None:
     texts, spans = render_jinja_template([messages], chat_template=template, return_assistant_tokens_mask=True)
     assert texts == ["<yo>"]
     assert [tuple(span) for span in spans[0]] == [(1, 3)]
+
+
+def test_sft_config_takes_every_setting_we_send() -> None:
+    tree = ast.parse(inspect.getsource(_arguments))
+    call = next(
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "SFTConfig"
+    )
+    sent = {keyword.arg for keyword in call.keywords if keyword.arg} | {_CHECKPOINTING, f"{_CHECKPOINTING}_kwargs"}
+    assert len(sent) > 30
+    assert sent <= set(inspect.signature(SFTConfig).parameters)
+
+
+def test_what_decides_over_loss_and_gradients_is_said_and_not_left_to_a_default(tmp_path: Path) -> None:
+    """SFTConfig's own defaults differ from TrainingArguments' and from the guide's."""
+    settings = _arguments(job(tmp_path), has_validation=False)
+    assert settings.average_tokens_across_devices
+    assert settings.label_smoothing_factor == 0
+    assert settings.loss_type == "nll"
+    assert settings.neftune_noise_alpha is None
+    assert settings.gradient_checkpointing is False
+    assert (settings.bf16, settings.fp16) == (False, False)
+    assert settings.dataloader_drop_last is False
+    assert settings.logging_nan_inf_filter is False
+    assert settings.report_to == []
+
+
+@pytest.mark.parametrize("name", ["_globalstep_last_logged", "model_accepts_loss_kwargs", "control", "state"])
+def test_what_the_engine_reads_and_sets_on_the_trainer_is_still_there(name: str, tmp_path: Path) -> None:
+    source = inspect.getsource(Trainer)
+    assert f"self.{name}" in source
+
+
+def test_evaluate_still_goes_through_the_loop_that_is_overridden() -> None:
+    source = inspect.getsource(Trainer.evaluate)
+    assert "self.evaluation_loop" in source
+    assert "metric_key_prefix=metric_key_prefix" in source
+    assert {"predictions", "label_ids", "metrics", "num_samples"} == set(EvalLoopOutput._fields)
+
+
+def test_trl_respects_ready_made_rows_and_a_collator_of_ours(tmp_path: Path) -> None:
+    engine = build_engine(
+        job(tmp_path), model=tiny_model(), tokenizer=TOKENIZER, train=ROWS, validation=(), listener=LogListener()
+    )
+    assert engine.train_dataset.column_names == ["input_ids", "labels", "seq_lengths"]
+    batch = next(iter(engine.get_train_dataloader()))
+    assert set(batch) == {"input_ids", "labels", "position_ids"}
+    assert batch["input_ids"].shape[0] == 1
+    seen = {tuple(row) for row in engine.train_dataset["input_ids"]}
+    assert seen == {tuple(each.input_ids) for each in ROWS}
+
+
+def test_trainer_writes_the_state_of_a_checkpoint_last() -> None:
+    source = inspect.getsource(Trainer._save_checkpoint)
+    parts = [
+        "self.save_model(",
+        "self._save_optimizer_and_scheduler(",
+        "self._save_rng_state(",
+        "self.state.save_to_json(",
+    ]
+    places = [source.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_accelerate_says_when_loss_scaling_left_a_step_out() -> None:
+    from accelerate import Accelerator
+
+    assert isinstance(Accelerator.optimizer_step_was_skipped, property)
+    assert "self.scaler" in inspect.getsource(Accelerator.__init__)
+
+
+def test_reporting_callbacks_have_no_events_that_the_guard_drops() -> None:
+    """The guard forwards the events of training; the others belong to prediction and to pushing."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    forwarded = {name for name in vars(GuardedTracker) if name.startswith("on_")}
+    for tracker in get_reporting_integration_callbacks(["tensorboard", "wandb", "trackio"]):
+        events = {name for name in vars(tracker) if name.startswith("on_")}
+        assert events - forwarded <= {"on_predict", "on_push_begin"}
+
+
+def test_bitsandbytes_still_packs_weights_by_the_flag_that_is_switched_off() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    assert "self.support_avx512bf16_for_cpu" in inspect.getsource(Linear4bit.forward)

@@ -18,12 +18,12 @@ import torch
 from transformers import TrainerCallback
 
 from conftest import tiny_model
-from tiny_runs import LORA, ROWS, Heard, Trained
-from truetune.errors import BackendError
-from truetune.model.adapter import add_adapter
+from tiny_runs import LORA, ROWS, TOKENIZER, Heard, Trained, job
+from truetune.errors import BackendError, CheckpointError
+from truetune.model.adapter import add_adapter, verify_adapter
 from truetune.runs.directory import missing_files
-from truetune.training.monitor import NonFiniteGuard, SignalCallback
-from truetune.training.trl import overflowed
+from truetune.training.monitor import MetricsCallback, NonFiniteGuard, SignalCallback
+from truetune.training.trl import build_engine, overflowed, train
 
 CHILD = """
 import sys, time
@@ -37,7 +37,7 @@ class Slow(TrainerCallback):
         time.sleep(float(sys.argv[2]))
 
 trained = Trained(Path(sys.argv[1]), ROWS, num_train_epochs=1000, logging_steps=7, callbacks=[Slow()])
-print("ended", trained.result.stopped_by, trained.result.steps, [line["step"] for line in trained.lines][-1], flush=True)
+print("ended", trained.result.stopped_by, trained.result.steps, trained.lines[-1]["step"], flush=True)
 """
 
 
@@ -152,10 +152,6 @@ class Poisoned(TrainerCallback):
 
 def diverging(folder: Path, lines: list[dict[str, Any]], *, from_step: int, **changes: Any) -> None:
     """A training whose weights are no numbers from that step on."""
-    from tiny_runs import TOKENIZER, job
-    from truetune.training.monitor import MetricsCallback
-    from truetune.training.trl import build_engine, train
-
     settings = job(folder, num_train_epochs=2, save_strategy="steps", save_steps=1, **changes)
     engine = build_engine(
         settings,
@@ -171,7 +167,7 @@ def diverging(folder: Path, lines: list[dict[str, Any]], *, from_step: int, **ch
 
 def test_g20_three_non_finite_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
-    with pytest.raises(BackendError, match=r"non-finite.*nan.*step 6.*checkpoint-3$") as caught:
+    with pytest.raises(BackendError, match=r"non-finite.*nan.*step 6.*checkpoint-3\n") as caught:
         diverging(tmp_path, lines, from_step=4)
     assert "learning_rate" in str(caught.value.hint)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
@@ -210,10 +206,6 @@ def test_g20_one_infinite_loss_is_logged_as_null_and_does_not_end_the_run(tmp_pa
                 engine._step.add(loss=torch.tensor(math.inf))
                 engine._tr_loss += math.inf
 
-    from tiny_runs import TOKENIZER, job
-    from truetune.training.monitor import MetricsCallback
-    from truetune.training.trl import build_engine, train
-
     settings = job(tmp_path)
     engine = build_engine(
         settings,
@@ -244,9 +236,6 @@ def test_g20_loss_scaling_that_still_looks_for_its_scale_is_no_divergence() -> N
 
 
 def test_a_diverged_adapter_is_never_called_saved(tmp_path: Path) -> None:
-    from truetune.errors import CheckpointError
-    from truetune.model.adapter import verify_adapter
-
     model = add_adapter(tiny_model(), replace(LORA, r=2), seed=1)
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -31,6 +31,7 @@ _INSTRUCTION = ("instruction", "question", "query")
 _INPUT = ("input", "context")
 _OUTPUT = ("output", "response", "answer")
 _PREFERENCE = ({"chosen", "rejected"}, {"chosen_messages", "rejected_messages"}, {"preferred_output"})
+_WEIGHTS = ("weight", "loss_weight", "train")
 _MESSAGE_FIELDS = {"from": "role", "value": "content"}
 _KNOWN_FORMS = (
     "messages (chat)",
@@ -140,8 +141,14 @@ def _conversation(fields: Mapping[str, Any], record: Record) -> Conversation:
         raise RowError("wrong-type", f"tools must be a list, found {kind_of(tools)}", field="tools")
     _require_unicode(tools, "tools")
     numbers = any(isinstance(turn.get(key), bool | int | float) for turn in turns for key in ("content", "value"))
-    notes = (*(["number-as-text"] if numbers else []), *_unused(fields, ()))
+    notes = (*(["number-as-text"] if numbers else []), *_unused(fields, ()), *_unheeded_weights(messages))
     return Conversation(messages, record.where, tuple(tools), notes)
+
+
+def _unheeded_weights(messages: Sequence[Message]) -> tuple[str, ...]:
+    """Notes answers that the data asks to leave out of the loss (OpenAI's `weight: 0`), which are learned as any."""
+    answers = [message.extra for message in messages if message.role == "assistant"]
+    return tuple(f"not-rendered:{name}" for name in _WEIGHTS if not all(extra.get(name, True) for extra in answers))
 
 
 def _turns(value: Any, name: str) -> list[Any]:

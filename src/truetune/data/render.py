@@ -197,7 +197,7 @@ def _refuse_control_tokens(template: Template, texts: Mapping[str, str]) -> None
         if found := template.control_tokens.search(text):
             raise RowError(
                 "control-token",
-                f"holds the control token {found[0]!r}, which would end or open a turn",
+                f"holds the control token {found[0]!r}, which the tokenizer does not read as text",
                 field=name,
                 hint="take the token out of the text",
             )

@@ -8,6 +8,7 @@ whole. Each must find every answer's text and tool calls inside its span.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -28,9 +29,10 @@ def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple
     """
     ways = (_marked_by_us, _marked_by_template, _by_prefix)
     for way in ways:
-        spans = way(row, template, text)
-        if spans and _hold_answers(spans, row, text):
-            return spans
+        with suppress(RowError):  # A template may refuse a marked or a shortened row.
+            spans = way(row, template, text)
+            if spans and _hold_answers(spans, row, text):
+                return spans
     raise RowError(
         "unverifiable-mask",
         "the answers cannot be located in the text that the template makes",
@@ -82,20 +84,24 @@ def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Spa
 
 def _mark(message: Message, *, bar: bool) -> Message:
     """Marks around the visible part of an answer and the names it calls; a bar inside any other message."""
-    if message.role != "assistant":
-        body = message.content.strip()
-        middle = message.content.find(body) + (len(body) + 1) // 2
-        marked = message.content[:middle] + BAR + message.content[middle:]
-        return replace(message, content=marked) if bar and body else message
-    calls = message.extra.get("tool_calls") or ()
-    extra = {**message.extra, "tool_calls": [_mark_call(call) for call in calls]} if calls else message.extra
-    body = _visible(message)
+    if message.role == "assistant":
+        return _mark_answer(message)
+    body = message.content.strip()
+    middle = message.content.find(body) + (len(body) + 1) // 2
+    marked = message.content[:middle] + BAR + message.content[middle:]
+    return replace(message, content=marked) if bar and body else message
+
+
+def _mark_answer(message: Message) -> Message:
+    body, calls = _visible(message), message.extra.get("tool_calls")
+    if calls:
+        message = replace(message, extra={**message.extra, "tool_calls": list(map(_mark_call, calls))})
     if calls and not body:
-        return replace(message, extra=extra)
+        return message
     thinking, tag, answer = message.content.rpartition(_THOUGHT)
     start = answer.find(body)
     marked = answer[:start] + OPEN + body + CLOSE + answer[start + len(body) :]
-    return replace(message, content=thinking + tag + marked, extra=extra)
+    return replace(message, content=thinking + tag + marked)
 
 
 def _mark_call(call: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +56,7 @@ class Template:
     def headers(self) -> tuple[str, ...]:
         """What opens an answer, the longest first: what the template ends a prompt with, or the part of it in rows.
 
-        Rows lack the end of it where the template opens a block of thinking and the answer has none.
+        Rows have another end of it where the prompt opens (or skips) a block of thinking and the answer does not.
         """
         user = [Message("user", "x" + BAR)]
         try:
@@ -66,7 +67,8 @@ class Template:
             return ()
         prompt, behind = opened[len(closed) :], closed.rpartition(BAR)[2]
         openings = [before.rpartition(BAR)[2].removeprefix(behind) for before in self._probe.split(OPEN)[:-1]]
-        found = {prompt, *(_shared(prompt, opening) for opening in openings)} - {""}
+        shared = [_shared(prompt, opening) for opening in openings]
+        found = {prompt, prompt.partition("<think>")[0], *shared} - {""}
         return tuple(sorted(found, key=len, reverse=True))
 
     @cached_property
@@ -75,7 +77,7 @@ class Template:
         if not self.terminator:
             return ()
         between = self._probe.partition(CLOSE)[2].partition(BAR)[0]
-        early = self._first_control_token(between)
+        early = self.terminator if between.startswith(self.terminator) else self._control_tokens_at(between, most=1)
         if not self.control_tokens.search(between[len(early) :]):
             early = ""  # It opens the next turn and closes nothing.
         shared = _shared(between, self._probe.rpartition(CLOSE)[2]).rstrip()
@@ -113,7 +115,7 @@ class Template:
 
     @cached_property
     def terminator(self) -> str:
-        """The text that closes an answer: up to the first special token after it, else all that follows it."""
+        """The text that closes an answer: the special tokens right behind it, or else all that follows it."""
         if self.chat is None:
             return str(self.tokenizer.eos_token or "")
         try:
@@ -121,26 +123,28 @@ class Template:
         except RowError:
             return ""
         tail = marked.partition(CLOSE)[2]
-        return self._first_control_token(tail) or tail.rstrip()
+        closing = self._control_tokens_at(tail)
+        if tail[
+            len(closing) :
+        ].strip():  # The template opens the next answer right away: only the first token closes.
+            closing = self._control_tokens_at(tail, most=1)
+        return closing or tail.rstrip()
 
-    def _first_control_token(self, text: str) -> str:
-        """The text up to its first special token, if nothing but blanks stands before that."""
-        special = self.control_tokens.search(text)
-        return text[: special.end()] if special and not text[: special.start()].strip() else ""
+    def _control_tokens_at(self, text: str, *, most: int = 9) -> str:
+        """The special tokens that the text begins with, and the blanks before them; nothing if there are none."""
+        tokens = re.match(rf"\s*(?:{self.control_tokens.pattern}){{1,{most}}}", text)
+        return tokens[0] if tokens else ""
 
     @cached_property
     def terminator_is_token(self) -> bool:
-        """False for a terminator spelled in several tokens, which has to be found in the text."""
-        return bool(self.control_tokens.fullmatch(self.terminator.strip()))
+        """False for a terminator spelled in ordinary tokens, which has to be found in the text."""
+        return bool(self.terminator) and not self.control_tokens.sub("", self.terminator).strip()
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: the template's terminator, where it is one token, and EOS."""
-        closing = self.terminator.strip()
-        ids = (
-            self.tokenizer.convert_tokens_to_ids(closing) if self.terminator_is_token else None,
-            self.tokenizer.eos_token_id,
-        )
+        """The ids that end an answer: the template's terminator, where it is a special token, and EOS."""
+        closing = self.control_tokens.findall(self.terminator) if self.terminator_is_token else []
+        ids = (*map(self.tokenizer.convert_tokens_to_ids, closing), self.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property
@@ -157,8 +161,10 @@ class Template:
         except RowError:
             if not any(message.extra.get("tool_calls") for message in messages):
                 raise
-        # Some templates (DeepSeek's) join a call's arguments to other text, so they take them as text only.
-        return self._applied([_with_text_arguments(message) for message in messages], tools, open_answer)
+            # Some templates (DeepSeek's) join a call's arguments to other text, so they take them as text only.
+            with suppress(RowError):
+                return self._applied([_with_text_arguments(message) for message in messages], tools, open_answer)
+            raise
 
     def _applied(self, messages: Sequence[Message], tools: Sequence[Any], open_answer: bool) -> str:
         from jinja2 import TemplateSyntaxError
@@ -217,7 +223,7 @@ def load_template(tokenizer: Any, *, template: str = "auto", train_on: TrainOn =
             return Template(tokenizer, own, "alpaca", train_on, completion_as_chat=True)
         case str() if template.endswith(".jinja"):
             return Template(tokenizer, _read_jinja(template), None, train_on, completion_as_chat=True)
-        case str() if "{output}" in template:
+        case str() if "{instruction}" in template and "{output}" in template:
             return Template(tokenizer, own, template, train_on, completion_as_chat=True)
     raise ConfigError(
         f"data.template: {template!r} is no template",

@@ -12,6 +12,7 @@ from truetune.errors import BackendError
 
 # Two blanks, or one that is no line break, at the end of a prompt.
 _LOOSE_BLANKS = re.compile(r"(\s\s|[^\S\n])\Z")
+_NEAR = 24  # Characters; what stands further away has no influence on how blanks are taken.
 _ANCHORS = ("\n", "x", "(")
 
 Overlong = Literal["drop", "cut_at_turn", "truncate", "error"]
@@ -57,7 +58,7 @@ def _encode(texts: list[str], tokenizer: Any) -> list[Any]:
 
 def _label(row: Rendered, encoding: Any, tokenizer: Any) -> Tokenized | RowError:
     ids, offsets = encoding.ids, encoding.offsets
-    splits = _splits(row, offsets)
+    splits = _splits(row, offsets, tokenizer)
     if splits:
         try:
             ids, offsets = _encode_pieces(row.text, splits, tokenizer)
@@ -75,20 +76,26 @@ def _label(row: Rendered, encoding: Any, tokenizer: Any) -> Tokenized | RowError
     return tokenized
 
 
-def _splits(row: Rendered, offsets: Sequence[Span]) -> list[int]:
+def _splits(row: Rendered, offsets: Sequence[Span], tokenizer: Any) -> list[int]:
     """The places where the text has to be tokenized apart, to have the prompts' own tokens and exact ends."""
-    starts = {start for start, _ in row.spans if _depends_on_answer(row.text, start, offsets)}
+    starts = {start for start, _ in row.spans if _depends_on_answer(row.text, start, offsets, tokenizer)}
     ends = {end for _, end in row.spans if row.text[end : _reach(offsets, end)].strip()}
     return sorted((starts | ends) - {0, len(row.text)})
 
 
-def _depends_on_answer(text: str, place: int, offsets: Sequence[Span]) -> bool:
-    """True if the tokens before `place` may be others when nothing stands behind it.
+def _depends_on_answer(text: str, place: int, offsets: Sequence[Span], tokenizer: Any) -> bool:
+    """True if the tokens before `place` would be others with nothing behind it.
 
-    Besides a token on both sides these are blanks: GPT-2's pattern, which SmolLM and many others have, takes two line
-    breaks as one token at the end of a text and as two before a word; trimmed offsets hide a leading blank.
+    That is so for a token on both sides. And for blanks: GPT-2's pattern, which SmolLM and many others have, takes
+    two line breaks as one token at the end of a text and as two before a word; trimmed offsets hide a leading blank.
     """
-    return _reach(offsets, place) > place or bool(_LOOSE_BLANKS.search(text, max(0, place - 2), place))
+    if _reach(offsets, place) > place:
+        return True
+    if not _LOOSE_BLANKS.search(text, max(0, place - 2), place):
+        return False
+    near = text[max(0, place - _NEAR) : place]
+    alone, joined = _encode([near, near + text[place : place + _NEAR]], tokenizer)
+    return near.isspace() or bool(joined.ids[: len(alone.ids)] != alone.ids)
 
 
 def _reach(offsets: Sequence[Span], place: int) -> int:
@@ -99,14 +106,21 @@ def _reach(offsets: Sequence[Span], place: int) -> int:
 
 def _encode_pieces(text: str, splits: Sequence[int], tokenizer: Any) -> tuple[list[int], list[Span]]:
     """The ids and offsets of the text's pieces, end to end."""
-    first, *rest = [text[start:end] for start, end in pairwise([0, *splits, len(text)])]
-    (encoding,) = _encode([first], tokenizer)
-    ids, offsets = list(encoding.ids), list(encoding.offsets)
-    for piece, place in zip(rest, splits, strict=True):
-        more, spans = _encode_continuation(piece, tokenizer)
+    ids: list[int] = []
+    offsets: list[Span] = []
+    for start, end in pairwise([0, *splits, len(text)]):
+        more, spans = _encode_piece(text[start:end], tokenizer, is_first=start == 0)
         ids += more
-        offsets += [(start + place, end + place) for start, end in spans]
+        # Trimmed offsets put a token of blanks at its end, which is where the next piece begins.
+        offsets += [(min(left + start, end - 1), right + start) for left, right in spans]
     return ids, offsets
+
+
+def _encode_piece(text: str, tokenizer: Any, *, is_first: bool) -> tuple[list[int], list[Span]]:
+    if not is_first:
+        return _encode_continuation(text, tokenizer)
+    (encoding,) = _encode([text], tokenizer)
+    return encoding.ids, encoding.offsets
 
 
 def _encode_continuation(text: str, tokenizer: Any) -> tuple[list[int], list[Span]]:
@@ -126,7 +140,8 @@ def _tokens_of(span: Span, starts: Sequence[int], offsets: Sequence[Span], text:
     """The tokens that begin in the span. The last may reach over blanks behind it, which special tokens swallow."""
     start, end = span
     for index in range(bisect_left(starts, start), bisect_left(starts, end)):
-        if not text[end : offsets[index][1]].strip():
+        reach = offsets[index][1]
+        if reach <= end or text[end:reach].isspace():
             yield index
 
 

@@ -71,9 +71,13 @@ def _without_head(model: Any) -> Any:
 
 @contextmanager
 def _fitting(folder: str) -> Iterator[None]:
-    """PEFT's refusals as one line about the two that do not belong together."""
+    """The libraries' refusals as one line: the adapter is damaged, or of another base."""
+    from safetensors import SafetensorError
+
     try:
         yield
+    except SafetensorError as error:
+        raise BackendError(f"the adapter in {folder} is damaged: {error}") from error
     except (RuntimeError, ValueError) as error:
         lines = str(error).splitlines()
         reason = next((line.strip() for line in lines if not line.endswith(":")), lines[0])

@@ -28,6 +28,7 @@ def load_model(source: ModelSource, options: ModelOptions) -> Any:
     Raises BackendError with the library's reason if it cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, options.dtype)
@@ -41,7 +42,7 @@ def load_model(source: ModelSource, options: ModelOptions) -> Any:
             quantization_config=_quantization(options, dtype),
             **placement,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise unloadable(source, "model", error) from error
     _make_saveable(model)
     if options.quantization == "4bit":

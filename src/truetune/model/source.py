@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import struct
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +42,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         if not path.is_file():
             raise BackendError(f"model file not found: {name}")
         return ModelSource(name, str(_converted(path)))
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise BackendError(f"{name} holds no model: config.json is missing", hint=_adapter_hint(path))
         return ModelSource(name, name)
@@ -112,7 +113,7 @@ def _convert(file: Path, folder: Path) -> None:
         with staged_folder(folder) as staged:
             AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(staged)
             AutoModelForCausalLM.from_pretrained(file.parent, **options, **_dense()).save_pretrained(staged)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise BackendError(f"cannot read {file.name}: {error}", hint="it may be damaged: fetch it again") from error
 
 

@@ -5,6 +5,7 @@ it has none, through the methods overridden in `Engine`, which tests/training/te
 installed version.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +117,9 @@ class Engine(SFTTrainer):
             # Rotation must not trade a good checkpoint for one whose weights may be lost.
             self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+        if self.state.global_step == self._globalstep_last_logged:
+            # Trainer subtracts the sum from itself, which leaves NaN for good after one infinite loss.
+            tr_loss.zero_()
 
     def _end_step(self, grad_norm: float | None) -> None:
         loss, counts = self._step.take()
@@ -279,6 +283,8 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         logging_nan_inf_filter=False,
         report_to="none",
         run_name=job.run_name,
+        # Trackio's project comes by this argument only, W&B's by the environment only: see tracker_environment.
+        project=os.environ.get("TRACKIO_PROJECT", "huggingface"),
         disable_tqdm=True,
         dataloader_pin_memory=job.device == "cuda",
         dataset_kwargs={"skip_prepare_dataset": True},

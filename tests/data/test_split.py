@@ -1,0 +1,93 @@
+"""The validation rows: pinned, stable, leak-free, and never all or nothing where there is a choice."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truetune.data.split import split_examples, validation_fraction
+
+TEXTS = [f"row {number}" for number in range(2_000)]
+PINNED = [3, 21, 28, 30, 34, 39, 40, 47, 65, 67, 71, 84, 89, 99]
+
+
+def places(taken: list[bool]) -> list[int]:
+    return [index for index, is_taken in enumerate(taken) if is_taken]
+
+
+def test_a_seed_s_split_is_pinned_so_that_no_release_moves_rows() -> None:
+    assert places(split_examples(TEXTS[:100], test_size=0.1, seed=42)) == PINNED
+
+
+def test_another_process_splits_alike_whatever_its_hash_seed() -> None:
+    code = (
+        "from truetune.data.split import split_examples as s;"
+        "t=s([f'row {n}' for n in range(100)],test_size=0.1,seed=42);print([i for i,x in enumerate(t) if x])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert outputs == {f"{PINNED}\n"}
+
+
+@given(st.lists(st.sampled_from(TEXTS[:40]), min_size=1, max_size=60), st.integers(0, 9), st.floats(0.01, 0.99))
+@settings(max_examples=100, deadline=None)
+def test_equal_rows_share_a_side_and_order_does_not_matter(texts: list[str], seed: int, size: float) -> None:
+    taken = split_examples(texts, test_size=size, seed=seed)
+    sides: dict[str, bool] = {}
+    for text, side in zip(texts, taken, strict=True):
+        assert sides.setdefault(text, side) is side
+    assert split_examples(texts[::-1], test_size=size, seed=seed) == taken[::-1]
+    assert any(taken) == (len(set(texts)) > 1)
+    assert not all(taken)
+
+
+def test_appending_moves_no_row_and_removing_moves_no_other() -> None:
+    whole = split_examples(TEXTS, test_size=0.1, seed=42)
+    assert split_examples(TEXTS[:1_000], test_size=0.1, seed=42) == whole[:1_000]
+    assert split_examples(TEXTS[1_000:], test_size=0.1, seed=42) == whole[1_000:]
+
+
+def test_another_seed_takes_others() -> None:
+    first, second = (set(places(split_examples(TEXTS, test_size=0.1, seed=seed))) for seed in (1, 2))
+    assert len(first & second) < 0.3 * min(len(first), len(second))
+
+
+@pytest.mark.parametrize(
+    ("rows", "test_size", "fraction"),
+    [
+        (99, None, 0.0),
+        (100, None, 0.1),
+        (10_000, None, 0.1),
+        (20_000, None, 0.05),
+        (1_000_000, None, 0.001),
+        (50, 0.2, 0.2),
+        (1_000, 25, 0.025),
+        (10, 8, 0.5),
+        (10, 0, 0.0),
+        (1, 0.5, 0.0),
+    ],
+)
+def test_the_share_is_a_tenth_at_most_a_thousand_rows_and_none_of_few(
+    rows: int, test_size: float | None, fraction: float
+) -> None:
+    assert validation_fraction(rows, test_size) == pytest.approx(fraction)
+
+
+def test_the_default_takes_none_of_99_rows_and_about_a_thousand_of_many() -> None:
+    assert places(split_examples(TEXTS[:99], test_size=None, seed=42)) == []
+    assert 1 <= sum(split_examples(TEXTS[:100], test_size=None, seed=42)) <= 25
+    many = [f"row {number}" for number in range(20_000)]
+    assert 900 <= sum(split_examples(many, test_size=None, seed=42)) <= 1_100
+
+
+@pytest.mark.parametrize("test_size", [0.0001, 0.9999, 1, 2])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_one_row_at_least_stays_on_each_side(count: int, test_size: float) -> None:
+    for seed in range(20):
+        assert 0 < sum(split_examples(TEXTS[:count], test_size=test_size, seed=seed)) < count

@@ -265,6 +265,16 @@ def test_unusable_rows_are_left_out_counted_and_named(tiny_base: Path, tmp_path:
     assert "2 of 6 rows left out: empty-answer" in heard.text()
 
 
+def test_strict_data_refuses_what_is_left_out_of_rows_or_of_the_prompt(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "Add", "input": "1 2", "output": "3"}]
+    settings = {"model": str(tiny_base), "output_dir": tmp_path / "run", "strict": True}
+    with pytest.raises(truetune.DataError, match="1 rows cannot be used"):
+        truetune.train(data=[*rows, {"foo": 1}], **settings)
+    with pytest.raises(truetune.DataError, match=r'"input" is filled in 1 rows and not used'):
+        truetune.train(data=rows, template="Q: {instruction}\nA: {output}", **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_usable_row_is_refused_before_anything_is_written(tiny_base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "long.jsonl", [{"instruction": "x" * 100, "output": "yo"}])
     with pytest.raises(truetune.DataError, match=r"0 usable rows.*supervised.*1 of 1.*32") as caught:

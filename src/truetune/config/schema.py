@@ -16,7 +16,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
 TemplateText = Annotated[
-    str, Field(pattern=r"\.jinja$|\{output\}", description="a path that ends in .jinja or a text with {output}")
+    str,
+    Field(
+        pattern=r"\.jinja$|\{output\}",
+        description="a path that ends in .jinja or a text with {instruction} and {output}",
+    ),
 ]
 
 # Those that need no arguments of their own.
@@ -100,7 +104,7 @@ class DataConfig(_Section):
     columns: dict[str, str] = Field({}, description="fields to rename first: {body: text}")
     format: Literal["auto", "instruction", "chat", "completion"] = Field("auto", description="auto: row by row")
     template: Literal["auto", "model", "alpaca"] | TemplateText = Field(
-        "auto", description="auto, model, alpaca, a .jinja file, or a text with {output}"
+        "auto", description="auto, model, alpaca, a .jinja file, or a text with {instruction} and {output}"
     )
     train_on: Literal["assistant", "last_turn", "all"] = Field("assistant", description="what bears loss")
     max_length: Annotated[int, Field(ge=8)] = Field(2048, description="longest row, in tokens")

@@ -72,7 +72,7 @@ def prepare_rows(
     max_length = length_limit(data, context_length)
     reader = _Reader(data, template, max_length, formatting, listener)
     kept = list(reader.read(data.path or "" if source is None else source, stage="preparing rows"))
-    _refuse_if_strict(data, reader.problems)
+    _refuse_if_strict(data, reader)
     if not kept:
         raise _nothing_usable(reader, max_length)
     held_out, validation_reader = _validation_rows(config, reader, kept)
@@ -213,9 +213,15 @@ def _validation_rows(config: Config, reader: _Reader, kept: Sequence[Row]) -> tu
     return split_examples([row.rendered.text for row in kept], test_size=size, seed=config.training.seed), None
 
 
-def _refuse_if_strict(data: DataConfig, problems: Sequence[Problem]) -> None:
-    if data.strict and problems:
+def _refuse_if_strict(data: DataConfig, reader: "_Reader") -> None:
+    """Strict data loses nothing: no row, no field, no part of an answer."""
+    if not data.strict:
+        return
+    if problems := reader.problems:
         raise DataError(f"{len(problems)} rows cannot be used, the first: {problems[0]}", hint=problems[0].hint)
+    if reader.notes:
+        notes = "; ".join(_note(*each) for each in sorted(reader.notes.items()))
+        raise DataError(f"data.strict: {notes}", hint="mend the rows, or set data.strict to false")
 
 
 def _nothing_usable(reader: _Reader, max_length: int) -> DataError:
@@ -260,7 +266,7 @@ def _format_notes(template: Template, formats: Mapping[str, int]) -> list[str]:
 def _note(code: str, count: int) -> str:
     if code.startswith("not-rendered:"):
         return f'the field "{code.partition(":")[2]}" is filled in {count} rows and not used by the prompt'
-    return _NOTES[code].format(n=count)
+    return _NOTES[code].format(n=count) if code in _NOTES else f"{count} rows: {code}"
 
 
 def _format_name(example: Example) -> str:

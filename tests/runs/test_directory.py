@@ -100,7 +100,10 @@ def test_no_reader_ever_sees_half_a_file(tmp_path: Path) -> None:
 
     def read() -> None:
         while not is_over.is_set():
-            sizes.add(len(json.loads(path.read_text(encoding="utf-8"))))
+            try:
+                sizes.add(len(json.loads(path.read_text(encoding="utf-8"))))
+            except (ValueError, OSError):
+                sizes.add(0)
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -157,3 +157,33 @@ def test_without_validation_rows_nothing_is_evaluated_whatever_was_asked(tmp_pat
     trained = Trained(tmp_path, ROWS, **settings, early_stopping_patience=2)
     assert trained.result.eval_loss is None
     assert trained.result.steps == 6
+
+
+def test_g22_the_last_step_is_saved_and_evaluated_at_any_rhythm(tmp_path: Path) -> None:
+    rhythm: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    trained = Trained(tmp_path, ROWS, validation=ROWS[:2], logging_steps=100, **rhythm)
+    assert trained.result.steps == 6
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert [line["step"] for line in trained.lines if "eval_loss" in line] == [0, 4, 6]
+    assert trained.lines[-1]["eval_loss"] == trained.result.eval_loss
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_g23_the_best_and_the_newest_checkpoint_survive_rotation(tmp_path: Path, limit: int) -> None:
+    trained = Trained(
+        tmp_path,
+        ROWS[:2],
+        num_train_epochs=6,
+        learning_rate=0.3,
+        max_grad_norm=100.0,
+        lr_scheduler_type="constant",
+        validation=ROWS[2:],
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=limit,
+        load_best_model_at_end=True,
+    )
+    losses = {line["step"]: line["eval_loss"] for line in trained.lines if line.get("eval_loss") and line["step"]}
+    best = min(losses, key=losses.__getitem__)
+    assert best != 6
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-6"}

@@ -43,3 +43,29 @@ def test_packing_is_worth_it_only_where_a_hundred_steps_remain() -> None:
     lengths = Lengths(2, "auto", num_train_epochs=1, max_steps=-1, warmup_steps=0)
     assert is_worth_packing(800, lengths)
     assert not is_worth_packing(792, lengths)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ratio", "expected"),
+    [
+        (1, 0.03, 0),
+        (10, 0.03, 0),
+        (20, 0.03, 1),
+        (60, 0.03, 2),
+        (7, 0.1, 1),
+        (100, 0.1, 10),
+        (620, 0.03, 19),
+        (3, 0.99, 3),
+    ],
+)
+def test_a_share_of_the_steps_is_rounded_to_whole_steps(steps: int, ratio: float, expected: int) -> None:
+    lengths = Lengths(1, 1, num_train_epochs=1, max_steps=steps, warmup_steps=ratio)
+    assert schedule(1000, lengths).warmup_steps == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "steps"), [(10, 1.0, 5), (10, 1.5, 8), (10, 0.1, 1), (11, 1.0, 6), (1, 3.0, 3), (10, 2.5, 13)]
+)
+def test_parts_of_an_epoch_are_rounded_up_to_whole_steps(rows: int, epochs: float, steps: int) -> None:
+    lengths = Lengths(2, 1, num_train_epochs=epochs, max_steps=-1, warmup_steps=0)
+    assert schedule(rows, lengths).total_steps == steps

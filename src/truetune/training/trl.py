@@ -248,6 +248,7 @@ def peak_memory_bytes(device: str) -> int:
 def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
     """Every value explicit: SFTConfig's own defaults differ from TrainingArguments' and from the guide's."""
     evaluates = has_validation and job.eval_strategy != "no"
+    keeps_best = evaluates and job.load_best_model_at_end
     return SFTConfig(
         output_dir=str(job.output_dir),
         num_train_epochs=job.num_train_epochs,
@@ -274,8 +275,9 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         eval_on_start=evaluates and job.resume_from is None,
         save_strategy=job.save_strategy,
         save_steps=job.save_steps,
-        save_total_limit=job.save_total_limit,
-        load_best_model_at_end=evaluates and job.load_best_model_at_end,
+        # With a limit of 1, Trainer ends by deleting the newest checkpoint where another one is the best.
+        save_total_limit=2 if keeps_best and job.save_total_limit == 1 else job.save_total_limit,
+        load_best_model_at_end=keeps_best,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
         logging_steps=job.logging_steps,

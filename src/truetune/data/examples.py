@@ -32,15 +32,31 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something to tell of a row that is used; rules.NOTES says what each code means. `count` is in turns."""
+
+    code: str
+    field: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `extra` holds what only the chat template reads: tool_calls, reasoning_content, name …"""
+    """One turn. `extra` holds what only the chat template reads: tool_calls, reasoning_content, name …
+
+    `is_learned` is False for an answer that the data asks to leave out of the loss.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    is_learned: bool = True
 
     def for_template(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content, **self.extra}
+        """The turn as chat templates read it; its thinking under each of the names that they use."""
+        thinking = self.extra.get("reasoning_content")
+        named = {"reasoning": thinking, "thinking": thinking} if thinking else {}
+        return {"role": self.role, "content": self.content, **named, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +66,27 @@ class Conversation:
     messages: tuple[Message, ...]
     where: Location
     tools: tuple[Any, ...] = ()
-    notes: tuple[str, ...] = ()
+    weight: float = 1.0
+    form: str = field(default="chat", compare=False)
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A row of the instruction (Alpaca) format; `input` and `system` are empty where the row has none."""
+    """A row of the instruction (Alpaca) format; `input` and `system` are empty where the row has none.
+
+    `history` holds earlier rounds, each a question and its answer.
+    """
 
     instruction: str
     input: str
     output: str
     system: str
     where: Location
-    notes: tuple[str, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
+    weight: float = 1.0
+    form: str = field(default="instruction", compare=False)
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +96,30 @@ class Completion:
     prompt: str
     completion: str
     where: Location
-    notes: tuple[str, ...] = ()
+    system: str = ""
+    weight: float = 1.0
+    form: str = field(default="completion", compare=False)
+    notes: tuple[Note, ...] = ()
 
 
 Example = Conversation | Instruction | Completion
+"""A parsed row. `weight` scales its loss, `form` says from which fields it was read: "chat from messages"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The text the model reads and the stretches of it that bear loss, in order and apart."""
+    """The text the model reads and the stretches of it that bear loss, in order and apart.
+
+    `breaks` are the places inside words that only look like control tokens: no token may reach over one.
+    `prompts` are the places where the model takes over, unless it does so where the spans begin: behind them stands
+    thinking that bears no loss.
+    """
 
     text: str
     spans: tuple[Span, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    breaks: tuple[int, ...] = ()
+    prompts: tuple[int, ...] = ()
 
     def learned(self) -> tuple[str, ...]:
         """The learned stretches of the text."""
@@ -93,10 +128,14 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Token ids and labels, equally long; a label is its token's id or IGNORED; labels[0] is IGNORED."""
+    """Token ids and labels, equally long; a label is its token's id or IGNORED; labels[0] is IGNORED.
+
+    `weight` scales the loss of all its tokens.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    weight: float = 1.0
 
     @property
     def supervised(self) -> int:
@@ -106,8 +145,12 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Several samples end to end; `seq_lengths` gives each one's tokens and sums to len(input_ids)."""
+    """Several samples end to end; `seq_lengths` gives each one's tokens and sums to len(input_ids).
+
+    `weights` scale the samples' losses; without them all count alike.
+    """
 
     input_ids: list[int]
     labels: list[int]
     seq_lengths: list[int]
+    weights: list[float] = field(default_factory=list)

@@ -1,13 +1,19 @@
 """Files as people have them: odd wrappings are read as they are meant, and every refusal names place and remedy."""
 
+import gzip
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from truetune.data.json_text import JsonText
 from truetune.data.read import read_records
+from truetune.data.sources import SourceFile
 from truetune.errors import DataError
 
 ROWS = [{"instruction": "é", "output": "1"}, {"instruction": "b", "output": "2"}]
@@ -122,7 +128,6 @@ def test_a_file_without_rows_has_none(tmp_path: Path, name: str, content: str) -
         ("a.jsonl", '{}\n"text"\n', "line 2", "expected an object, found text"),
         ("a.json", "[{},\n7]", "record 2", "expected an object, found a number"),
         ("a.json", "[{},\n{},,]", "line 2", "one array of objects"),
-        ("a.json", '{\n "instruction": "x"\n}', "a.json", "expected an array of objects, found an object"),
         ("a.json", '"text"', "a.json", "expected an array of objects, found text"),
         ("a.json", "", "line 1", "not valid JSON"),
         ("a.csv", "", "a.csv", "the first line must name the columns"),
@@ -131,7 +136,23 @@ def test_a_file_without_rows_has_none(tmp_path: Path, name: str, content: str) -
         ("a.csv", "a,b,a\n1,2,3\n", "line 1", "two columns are named 'a'"),
         ("a.csv", 'a,b\n"x"y,2\n', "line 2", "must end with one"),
         ("a.csv", 'a,b\n"x,2\n\n', "line", "must end with one"),
-        ("a.txt", "x", "a.txt", "use .json"),
+        ("a.csv", "instruction;output\nx;y\n", "line 1", "seem to be separated by ';'"),
+        ("a.tsv", "instruction,output\nx,y\n", "line 1", "seem to be separated by ','"),
+        ("a.json", '[{"a": 1},\n {"a": 2}', "line 2, column 10", "Expecting ','"),
+        ("a.json", '[{"a": 1},\n {"a": "2', "line 2, column 8", "Unterminated string"),
+        ("a.json", '{"data": [{"a": 1}]', "line 1, column 20", "Expecting ','"),
+        ("a.json", '{"data": [{"a": 1}]}}', "line 1, column 21", "not valid JSON"),
+        ("a.json", '[{"a": 1}]]', "line 1, column 11", "not valid JSON"),
+        ("a.json", '[{"a": 1}\n {"a": 2}]', "line 2, column 2", "Expecting ','"),
+        ("a.json", '[{"a": 1},\n {"a": NaN}]', "line 2", "NaN is not a JSON value"),
+        ("a.json", '[{"a": 1},\n {"b": [{"a": 1, "a": 2}]}]', "line 2", "the key 'a' stands twice"),
+        ("a.json", '{"data": [{}],\n "data": [{}]}', "line 2, column 2", "the key 'data' stands twice"),
+        ("a.jsonl", '{}\n{"a": 1, "a": 1}', "line 2", "the key 'a' stands twice"),
+        ("a.json", "[[1, 2]]", "record 1", "expected an object, found a list"),
+        ("a.jsonl", "{}\n[[]]", "line 2", "expected an object, found a list"),
+        ("a.json", '{"cats": [{"a": 1}], "dogs": [{"a": 1}]}', "a.json", "several lists of objects: cats, dogs"),
+        ("a.jsonl", '{}\n{"a": 1} x', "line 2, column 10", "Extra data"),
+        ("a.xlsx", "x", "a.xlsx", "use .json"),
         ("a", "x", "files ending in nothing", "use .json"),
     ],
 )
@@ -147,10 +168,10 @@ def test_what_cannot_be_read_names_file_place_and_remedy(
     assert caught.value.hint
 
 
-def test_a_missing_file_a_folder_and_rows_that_are_none_say_what_to_give(tmp_path: Path) -> None:
+def test_a_missing_file_an_empty_folder_and_rows_that_are_none_say_what_to_give(tmp_path: Path) -> None:
     for source, place, words in (
         (tmp_path / "none.jsonl", "none.jsonl", "not found"),
-        (tmp_path, str(tmp_path), "is a folder"),
+        (tmp_path, str(tmp_path), "it is empty"),
         ([{}, None], "data, row 2", "found null"),
         ({"text": "a"}, "data, row 1", "found text"),
     ):
@@ -159,3 +180,183 @@ def test_a_missing_file_a_folder_and_rows_that_are_none_say_what_to_give(tmp_pat
         assert place in caught.value.message
         assert words in caught.value.message
         assert caught.value.hint
+
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+SHARES = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+
+
+def picked(path: Path, **inside: str) -> list[dict[str, Any]]:
+    return fields(SourceFile(path, path.name, **inside))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ([], []),
+        (TURNS, [{"messages": TURNS}]),
+        (SHARES, [{"messages": SHARES}]),
+        ([TURNS, SHARES], [{"messages": TURNS}, {"messages": SHARES}]),
+        ([{"messages": TURNS}], [{"messages": TURNS}]),
+    ],
+)
+def test_a_list_is_of_rows_or_a_conversation_or_of_conversations(
+    tmp_path: Path, name: str, indent: int | None, document: Any, expected: list[Any]
+) -> None:
+    assert fields(written(tmp_path, name, json.dumps(document, indent=indent))) == expected
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "x", "output": "y"},
+        {"instruction": "x", "instances": [{"input": "", "output": "y"}]},
+        {"messages": TURNS, "tools": [{"name": "f"}]},
+        {"conversations": SHARES},
+        {"prompt": "p", "sources": [{"url": "u"}]},
+        {},
+    ],
+)
+def test_an_object_that_is_a_row_is_one_record(tmp_path: Path, indent: int | None, row: dict[str, Any]) -> None:
+    assert fields(written(tmp_path, "a.json", json.dumps(row, indent=indent))) == [row]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("key", ["data", "conversations", "anything", "train"])
+def test_an_object_that_wraps_one_list_of_rows_stands_for_them(tmp_path: Path, key: str, indent: int | None) -> None:
+    wrapped = {"version": "1.0", "tags": ["a"], key: ROWS, "count": {"rows": 2}}
+    assert fields(written(tmp_path, "a.json", json.dumps(wrapped, indent=indent))) == ROWS
+
+
+def test_an_object_of_splits_gives_the_one_asked_for_and_train_otherwise(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", json.dumps({"validation": ROWS[1:], "training": ROWS[:1]}))
+    assert fields(path) == picked(path, split="train") == ROWS[:1]
+    assert picked(path, split="validation") == picked(path, split="dev") == ROWS[1:]
+    with pytest.raises(DataError, match="no split 'test'; there are validation, training"):
+        picked(path, split="test")
+    path = written(tmp_path, "a.json", json.dumps({"train": ROWS, "test": []}))
+    assert (picked(path), picked(path, split="test")) == (ROWS, [])
+    with pytest.raises(DataError, match="no split 'train'; there are test"):
+        fields(written(tmp_path, "a.json", json.dumps({"test": ROWS})))
+    with pytest.raises(DataError, match="the file holds no splits"):
+        picked(written(tmp_path, "a.json", ARRAY), split="validation")
+
+
+def test_a_named_field_leads_to_the_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", json.dumps({"skip": [{}], "data": {"n": 1, "items": ROWS, "more": [{}]}}))
+    assert picked(path, field="data.items") == ROWS
+    assert picked(written(tmp_path, "b.json", json.dumps({"x": {"data": ROWS}, "y": [{}]})), field="x") == ROWS
+    with pytest.raises(DataError, match=r"no field data\.rows: under data is an object with n, items, more"):
+        picked(path, field="data.rows")
+    with pytest.raises(DataError, match=r"field data\.n holds a number"):
+        picked(path, field="data.n")
+    with pytest.raises(DataError, match=r"under data\.items is no object"):
+        picked(path, field="data.items.x")
+
+
+def test_objects_and_conversations_one_after_another_are_rows(tmp_path: Path) -> None:
+    spread = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+    assert fields(written(tmp_path, "a.json", spread)) == fields(written(tmp_path, "a.jsonl", spread)) == ROWS
+    assert places(written(tmp_path, "a.json", spread)) == ["a.json, record 1", "a.json, record 2"]
+    lines = f"{json.dumps(TURNS)}\n\n{json.dumps(SHARES)}\n"
+    for name in ("b.json", "b.jsonl"):
+        path = written(tmp_path, name, lines)
+        assert fields(path) == [{"messages": TURNS}, {"messages": SHARES}]
+        assert places(path) == [f"{name}, line 1", f"{name}, line 3"]
+
+
+def test_each_line_of_a_text_file_that_is_not_blank_is_a_row(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", '\ufeffone\u2028more\r\n\n  \n two \r\n"three"')
+    assert [row["text"] for row in fields(path)] == ["one\u2028more", " two ", '"three"']
+    assert places(path) == ["a.txt, line 1", "a.txt, line 4", "a.txt, line 5"]
+
+
+def test_tabs_separate_the_values_of_a_tsv_file(tmp_path: Path) -> None:
+    assert fields(written(tmp_path, "a.tsv", 'a\tb\n1, "x"\t"2\t3"\n')) == [{"a": '1, "x"', "b": "2\t3"}]
+
+
+def zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    compressed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return compressed
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", zstd)])
+def test_compressed_files_are_read_as_what_is_in_them_and_never_in_part(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    for name, text in (("a.jsonl", LINES), ("a.json", ARRAY), ("a.csv", TABLE), ("a.tsv", TABLE.replace(",", "\t"))):
+        data = text.encode()
+        assert fields(written(tmp_path, name + suffix, compress(data))) == ROWS
+        assert fields(written(tmp_path, name + suffix, compress(data[:9]) + compress(data[9:]))) == ROWS
+    whole = compress(("".join(f'{{"text": "{n * n % 977}"}}\n' for n in range(3_000))).encode())
+    for broken in (whole[:-9], whole[: len(whole) // 2], b"no such thing"):
+        path = written(tmp_path, f"b.jsonl{suffix}", broken)
+        with pytest.raises(DataError, match=r"b\.jsonl") as caught:
+            fields(path)
+        assert caught.value.hint
+
+
+def test_an_array_is_read_through_a_small_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the window is cut: in a string, an escape, a surrogate pair, a number, a literal."""
+    rows = [{"a": 'x😀\n"\\', "b": [-1.5e-7, True, None, {}], "c": 12345678901234567890}, {"d": ""}] * 3
+    path = written(tmp_path, "a.json", json.dumps(rows, indent=1))
+    wrapped = written(tmp_path, "wrapped.json", json.dumps({"count": 123456, "data": rows, "end": -1.5}))
+    for size in range(1, 40):
+        monkeypatch.setattr("truetune.data.json_text._WINDOW", size)
+        assert fields(path) == fields(wrapped) == rows
+    broken = written(tmp_path, "b.json", json.dumps(rows, indent=1)[:-9])
+    with pytest.raises(DataError, match=r"b\.json, line 39, column 6"):
+        fields(broken)
+
+
+def test_a_broken_element_is_told_before_the_rest_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", "[{}, {'a': 1},\n" + "{},\n" * 1_000_000 + "{}]")
+    with path.open(encoding="utf-8") as file:
+        document = JsonText(file, "a.json")
+        elements = document.array()
+        next(elements)
+        assert document.value() == {}
+        next(elements)
+        with pytest.raises(DataError, match="line 1, column 7"):
+            document.value()
+        assert file.tell() < 1_000_000
+
+
+@pytest.mark.parametrize("name", ["a.json", "wrapped.json", "a.jsonl", "a.csv", "a.txt", "a.jsonl.gz", "a.jsonl.zst"])
+def test_memory_stays_flat(tmp_path: Path, name: str) -> None:
+    line = json.dumps({"text": "x" * 2_000})
+    count = 20_000
+    lines = f"{line}\n" * count
+    array = f"[{','.join([line] * count)}]"
+    content = {
+        "a.json": array,
+        "wrapped.json": f'{{"data": {array}}}',
+        "a.csv": "text,n\n" + f"{'x' * 2_000},1\n" * count,
+    }
+    path, data = tmp_path / name, content.get(name, lines).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else zstd(data) if name.endswith("zst") else data)
+    program = (
+        "import resource, sys\n"
+        "from truetune.data.read import read_records\n"
+        "import pyarrow\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "start = peak()\n"
+        "count = sum(1 for _ in read_records(sys.argv[1]))\n"
+        "print(count, peak() - start)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    rows, megabytes = map(int, done.stdout.split())
+    assert rows == count
+    assert megabytes < 15  # The file holds 40.
+
+
+def test_reading_loads_no_heavy_library() -> None:
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "pandas", "huggingface_hub")
+    program = f"import sys, truetune.data.read; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

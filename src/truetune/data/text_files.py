@@ -1,0 +1,291 @@
+"""The rows of .json, .jsonl, .csv, .tsv and .txt files, one by one, nothing guessed and nothing rewritten."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from truetune.data.examples import Location, Record
+from truetune.data.json_text import JsonText, kind_of, parse_line
+from truetune.data.sources import SourceFile
+from truetune.data.splits import is_train, split_word
+from truetune.data.streams import open_text, reading, suffix_of
+from truetune.errors import DataError
+
+_LONGEST_CELL = 2**31 - 1  # What every platform's C long holds.
+
+_ROW_FIELDS = {"instruction", "prompt", "question", "query", "input", "text", "messages", "conversations", "turns"}
+_LISTS_OF_ROWS = {"instances", "tools", "functions", "chosen", "rejected"}
+"""A JSON object with such a text or conversation, or such a list of objects, is a row, whatever it holds beside."""
+
+_Path = tuple[str, ...]
+
+
+def read_jsonl(file: SourceFile) -> Iterator[Record]:
+    """An object (or a conversation as a bare list) a line. An array under this name is read as .json is."""
+    with reading(file.path, file.name), open_text(file.path, newline="\n") as lines:
+        first = next((line for line in lines if not line.isspace()), "").strip()
+    if first == "{" or (first.startswith("[") and _layout(file).kind != "lines"):
+        yield from read_json(file)
+    else:
+        yield from _read_lines(file)
+
+
+def read_json(file: SourceFile) -> Iterator[Record]:
+    """An array of objects, one record, an object that wraps its rows, splits of rows, or a bare conversation.
+
+    JSON Lines under this name, and objects one after another, are read as such.
+    """
+    layout = _layout(file)
+    path = _path_to_rows(file, layout)
+    if layout.kind == "lines" and not path:
+        yield from _read_lines(file)
+        return
+    with reading(file.path, file.name), open_text(file.path, newline="") as text:
+        document = JsonText(text, file.name)
+        number = 0
+        while document.peek():
+            for row in _rows_at(document, path):
+                number += 1
+                yield _record(row, Location(file.name, number, "record"))
+
+
+def read_txt(file: SourceFile) -> Iterator[Record]:
+    """Each line that is not blank, as a text."""
+    with reading(file.path, file.name), open_text(file.path, newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield Record({"text": line.removesuffix("\n").removesuffix("\r")}, Location(file.name, number))
+
+
+def read_csv(file: SourceFile) -> Iterator[Record]:
+    """Records under a header; every value is text, exactly as it stands; an empty cell is an empty text."""
+    csv.field_size_limit(_LONGEST_CELL)
+    delimiter = "\t" if suffix_of(file.path) == ".tsv" else ","
+    with reading(file.path, file.name), open_text(file.path, newline="") as text:
+        reader = csv.reader(text, strict=True, delimiter=delimiter)
+        try:
+            yield from _read_cells(reader, file.name)
+        except csv.Error as error:
+            raise DataError(
+                f"{file.name}, line {reader.line_num}: {error}",
+                hint='a value in double quotes must end with one; a double quote in it is written twice: "a ""b"""',
+            ) from error
+
+
+def _read_lines(file: SourceFile) -> Iterator[Record]:
+    name = file.name
+    with reading(file.path, name), open_text(file.path, newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.isspace():
+                yield _record(parse_line(line, name=name, line=number), Location(name, number))
+
+
+def _record(row: Any, where: Location) -> Record:
+    if isinstance(row, dict):
+        return Record(row, where)
+    if isinstance(row, list) and row and _is_turn(row[0]):
+        return Record({"messages": row}, where)
+    raise DataError(f"{where}: expected an object, found {kind_of(row)}", hint='a row looks like {"text": "…"}')
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a list that starts with this is a conversation."""
+    if not isinstance(value, dict):
+        return False
+    if isinstance(value.get("role"), str):
+        return not value.keys().isdisjoint(("content", "parts", "tool_calls", "reasoning_content"))
+    return isinstance(value.get("from"), str) and "value" in value
+
+
+class _Layout(NamedTuple):
+    """How the values of a JSON text stand in it; for one object, what each of its keys holds.
+
+    "lines": several, the first on one line; "values": an array, or several; "object": one object.
+    """
+
+    kind: Literal["lines", "values", "object"]
+    members: Mapping[str, str]
+
+
+def _layout(file: SourceFile) -> _Layout:
+    """Reads as far as it takes to know: to the first element of an array, to the end of a first object."""
+    with reading(file.path, file.name), open_text(file.path, newline="") as text:
+        document = JsonText(text, file.name)
+        start = document.peek()
+        if start not in ("[", "{"):
+            raise _neither_list_nor_object(document, file)
+        first_line = document.line
+        if start == "[" and not _skip_conversation(document):
+            return _Layout("values", {})
+        members = {key: _content(document) for key in document.members()} if start == "{" else {}
+        is_one_line = document.line == first_line
+        if document.peek():
+            return _Layout("lines" if is_one_line else "values", {})
+        return _Layout("object" if start == "{" else "values", members)
+
+
+def _neither_list_nor_object(document: JsonText, file: SourceFile) -> DataError:
+    found = kind_of(document.value())
+    return DataError(
+        f"{file.name}: expected an array of objects, found {found}",
+        hint="write [{…}, {…}], or one object a line in a .jsonl file",
+    )
+
+
+def _skip_conversation(document: JsonText) -> bool:
+    """Passes over a list of turns; False, after its first element, for another list."""
+    elements = document.array()
+    if next(elements, "none") is not None or not _is_turn(document.value()):
+        return False
+    for _ in elements:
+        document.value()
+    return True
+
+
+def _content(document: JsonText) -> str:
+    """What the next value is: "rows" for a list of objects or of conversations, else its kind."""
+    if document.peek() != "[":
+        return kind_of(document.value())
+    content = "an empty list"
+    for number, _ in enumerate(document.array()):
+        element = document.value()
+        if number == 0:
+            content = "rows" if _are_rows(element) else "a list"
+    return content
+
+
+def _are_rows(element: Any) -> bool:
+    if isinstance(element, list):
+        return bool(element) and _is_turn(element[0])
+    return isinstance(element, dict) and not _is_turn(element)
+
+
+def _path_to_rows(file: SourceFile, layout: _Layout) -> _Path:
+    """The keys that lead to the rows; none if the document is itself an array or one row."""
+    if file.field:
+        path = tuple(file.field.split("."))
+        return path + _wrapped(file, _members_at(file, path))
+    if layout.kind == "object":
+        return _wrapped(file, layout.members)
+    return _wrapped(file, {})
+
+
+def _wrapped(file: SourceFile, members: Mapping[str, str]) -> _Path:
+    """The key under which an object holds its rows; none if it is a row."""
+    lists = [key for key, content in members.items() if content == "rows"]
+    if lists and all(map(split_word, lists)):
+        empty = [key for key, content in members.items() if content == "an empty list" and split_word(key)]
+        return (_key_of_split([*lists, *empty], file),)
+    if not is_train(file.split):
+        raise DataError(f"{file.name}: no split {file.split!r}: the file holds no splits", hint="leave the split out")
+    if not lists or _is_row(members):
+        return ()
+    if len(lists) == 1:
+        return (lists[0],)
+    raise DataError(
+        f"{file.name}: several lists of objects: {', '.join(lists)}", hint=f"name the rows': data.field: {lists[0]}"
+    )
+
+
+def _is_row(members: Mapping[str, str]) -> bool:
+    return any(members.get(name) in ("text", "a list") for name in _ROW_FIELDS) or not _LISTS_OF_ROWS.isdisjoint(
+        members
+    )
+
+
+def _key_of_split(keys: list[str], file: SourceFile) -> str:
+    split = file.split or "train"
+    found = [key for key in keys if key == split] or [key for key in keys if split_word(key) == split_word(split)]
+    if len(found) != 1:
+        what = "several splits" if found else "no split"
+        raise DataError(
+            f"{file.name}: {what} {split!r}; there are {', '.join(keys)}", hint=f"name one: split: {keys[0]}"
+        )
+    return found[0]
+
+
+def _members_at(file: SourceFile, path: _Path) -> Mapping[str, str]:
+    """What the object at the end of `path` holds; nothing for a list. DataError if there is none."""
+    with reading(file.path, file.name), open_text(file.path, newline="") as text:
+        document = JsonText(text, file.name)
+        for depth, part in enumerate(path):
+            keys = []
+            for key in document.members() if document.peek() == "{" else ():
+                keys.append(key)
+                if key == part:
+                    break
+                document.skip()
+            else:
+                raise _no_field(file, path[:depth], keys)
+        if document.peek() == "[":
+            return {}
+        if document.peek() == "{":
+            return {key: _content(document) for key in document.members()}
+        raise DataError(f"{file.name}: field {file.field} holds {kind_of(document.value())}, not rows", hint=None)
+
+
+def _no_field(file: SourceFile, parents: _Path, keys: list[str]) -> DataError:
+    at = f"under {'.'.join(parents)}" if parents else "at the top"
+    there = f"an object with {', '.join(keys)}" if keys else "no object"
+    return DataError(
+        f"{file.name}: no field {file.field}: {at} is {there}", hint="data.field names keys, joined by dots"
+    )
+
+
+def _rows_at(document: JsonText, path: _Path) -> Iterator[Any]:
+    """The elements of the list (or the one value) at the end of `path`; the rest is read over, to its end."""
+    if path:
+        for key in document.members():
+            if key == path[0]:
+                yield from _rows_at(document, path[1:])
+            else:
+                document.skip()
+    elif document.peek() == "[":
+        yield from _elements(document)
+    else:
+        yield document.value()
+
+
+def _elements(document: JsonText) -> Iterator[Any]:
+    """The rows of a list; a list of turns is one row."""
+    elements = document.array()
+    for _ in elements:
+        first = document.value()
+        if _is_turn(first):
+            yield [first, *(document.value() for _ in elements)]
+            return
+        yield first
+        break
+    for _ in elements:
+        yield document.value()
+
+
+def _read_cells(reader: Any, name: str) -> Iterator[Record]:
+    rows = filter(None, reader)
+    header = _header(next(rows, []), name)
+    for number, row in enumerate(rows, start=1):
+        where = Location(name, number, "record")
+        if len(row) != len(header):
+            raise DataError(
+                f"{where} (ends on line {reader.line_num}): {len(row)} values under {len(header)} columns",
+                hint='a value that holds a separator or a line break must stand in double quotes: "a, b"',
+            )
+        yield Record(dict(zip(header, row, strict=True)), where)
+
+
+def _header(names: list[str], file: str) -> list[str]:
+    if not names:
+        raise DataError(f"{file}: the file is empty", hint="the first line must name the columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{file}, line 1: two columns are named {twice[0]!r}, so one of them would be lost",
+            hint="give every column a name of its own",
+        )
+    other = next((mark for mark in ("\t", ";", ",", "|") if mark in names[0]), None) if len(names) == 1 else None
+    if other:
+        raise DataError(
+            f"{file}, line 1: one column, {names[0]!r}: the values seem to be separated by {other!r}",
+            hint="commas separate the values of a .csv file, tabs those of a .tsv file",
+        )
+    return names

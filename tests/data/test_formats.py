@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from traced import call, parsed
-from truetune.data.examples import Completion, Conversation, Instruction, Location, Message
-from truetune.data.formats import ROLES, parse_example
+from truetune.data.examples import Completion, Conversation, Instruction, Location, Message, Note, Record
+from truetune.data.formats import ROLES, expand_record, parse_example
 from truetune.data.read import read_records
 from truetune.data.rules import RowError
 
@@ -32,8 +32,25 @@ def refused(fields: dict[str, Any], **options: Any) -> RowError:
         ({"instruction": "Add", "context": "1 2", "response": "3"}, Instruction("Add", "1 2", "3", "", WHERE)),
         ({"question": "1+2?", "answer": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
         ({"query": "1+2?", "response": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"question": "1+2?", "target": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"input": "1+2?", "output": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"Context": "1+2?", "Response": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"inputs": "1+2?", "targets": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"input_text": "1+2?", "output_text": "3"}, Instruction("1+2?", "", "3", "", WHERE)),
+        ({"Instruction": "Add", "INPUT": "1 2", " output": "3"}, Instruction("Add", "1 2", "3", "", WHERE)),
+        ({"question": "Add", "system_prompt": "s", "answer": "3"}, Instruction("Add", "", "3", "s", WHERE)),
+        (
+            {"instruction": "Add", "input": "", "context": "1 2", "output": "3"},
+            Instruction("Add", "1 2", "3", "", WHERE),
+        ),
+        ({"instruction": "Add", "output": "", "response": "3"}, Instruction("Add", "", "3", "", WHERE)),
+        ({"instruction": "Add", "input": float("nan"), "output": "3"}, Instruction("Add", "", "3", "", WHERE)),
         ({"text": "a"}, Completion("", "a", WHERE)),
         ({"prompt": "a", "completion": "b"}, Completion("a", "b", WHERE)),
+        ({"prompt": "a", "response": "b"}, Completion("a", "b", WHERE)),
+        ({"prompt": "a", "output": "b"}, Completion("a", "b", WHERE)),
+        ({"prompt": "a", "answer": "b"}, Completion("a", "b", WHERE)),
+        ({"system": "s", "prompt": "a", "completion": "b"}, Completion("a", "b", WHERE, "s")),
         ({"messages": [HI, YO]}, C1),
         ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}, C1),
         ({"messages": json.dumps([HI, YO]), "id": 7}, C1),
@@ -74,8 +91,10 @@ def test_columns_of_a_table_that_are_null_in_a_row_do_not_count() -> None:
 
 def test_a_wanted_format_is_looked_for_alone() -> None:
     both = {"text": "a", "instruction": "Add", "output": "3"}
-    assert parsed(both) == Instruction("Add", "", "3", "", WHERE)
-    assert parsed(both, format="completion") == Completion("", "a", WHERE)
+    instruction, completion = parsed(both), parsed(both, format="completion")
+    assert instruction == Instruction("Add", "", "3", "", WHERE, notes=(Note("not-rendered", "text"),))
+    assert isinstance(completion, Completion)
+    assert (completion.completion, [note.field for note in completion.notes]) == ("a", ["instruction", "output"])
     assert "expected the chat format" in refused(both, format="chat").message
 
 
@@ -98,11 +117,11 @@ def test_numbers_and_booleans_are_their_json_text_in_every_format_and_noted(valu
     assert isinstance(instruction, Instruction)
     assert (instruction.instruction, instruction.output) == (text, text)
     completion = parsed({"text": value})
-    assert completion == Completion("", text, WHERE, ("number-as-text",))
+    assert completion == Completion("", text, WHERE, notes=(Note("number-as-text"),))
     conversation = parsed({"messages": [HI, {"role": "assistant", "content": value}]})
     assert isinstance(conversation, Conversation)
     assert conversation.messages[1].content == text
-    assert instruction.notes == conversation.notes == ("number-as-text",)
+    assert instruction.notes == conversation.notes == (Note("number-as-text"),)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +160,18 @@ def test_numbers_and_booleans_are_their_json_text_in_every_format_and_noted(valu
         ({"messages": [HI, call(None, {})]}, "wrong-type", "messages[1].tool_calls", "a function and its name"),  # type: ignore[arg-type]
         (
             {"messages": [HI, {"role": "assistant", "tool_calls": "[]"}]},
-            "wrong-type",
-            "messages[1].tool_calls",
-            "a function and its name",
+            "empty-answer",
+            "messages[1].content",
+            "empty",
         ),
+        ({"instruction": "Add", "output": "3", "history": "x"}, "broken-json", "history", "a list of rounds"),
+        ({"instruction": "Add", "output": "3", "history": {"a": 1}}, "wrong-type", "history", "found an object"),
+        ({"instruction": "Add", "output": "3", "history": [["a"]]}, "wrong-type", "history[0]", "[question, answer]"),
+        ({"instruction": "Add", "output": "3", "history": [["a", {}]]}, "wrong-type", "history[0][1]", "an object"),
+        ({"question": "a", "answers": {"text": ["b"]}}, "wrong-type", "answers", "found an object"),
+        ({"instruction": "Add", "instances": []}, "no-answer", "output", "none of output"),
+        ({"instruction": "Add", "output": float("inf")}, "wrong-type", "output", "JSON cannot write"),
+        ({"instruction": "Add", "output": "3", "image": "a.png"}, "image-row", "image", "image data"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_which_field_and_why(
@@ -163,13 +190,6 @@ def test_every_spelling_of_a_role_is_understood_in_both_wrappings(spelling: str,
         assert example.messages[0] == Message(role, "x")  # type: ignore[arg-type]
 
 
-def test_a_function_call_turn_is_an_answer() -> None:
-    turns = [{"from": "human", "value": "w?"}, {"from": "function_call", "value": '{"name": "w", "arguments": {}}'}]
-    example = parsed({"conversations": turns})
-    assert isinstance(example, Conversation)
-    assert example.messages[1] == Message("assistant", '{"name": "w", "arguments": {}}')
-
-
 def test_tool_calls_keep_their_arguments_and_their_order_and_gain_nothing() -> None:
     written = parsed({"messages": [HI, call("w", '{"zip": "01234", "b": 5, "a": null}')]})
     assert written == parsed({"messages": [HI, call("w", {"zip": "01234", "b": 5, "a": None})]})
@@ -179,30 +199,121 @@ def test_tool_calls_keep_their_arguments_and_their_order_and_gain_nothing() -> N
     assert written.messages[1].content == ""
 
 
-@pytest.mark.parametrize("tools", [[{"name": "w"}], '[{"name": "w"}]'])
-def test_tools_may_stand_as_json_text(tools: Any) -> None:
-    example = parsed({"messages": [HI, YO], "tools": tools})
-    assert isinstance(example, Conversation)
-    assert example.tools == ({"name": "w"},)
-
-
 @pytest.mark.parametrize("tools", [None, "", [], "[]"])
 def test_no_tools_are_no_tools(tools: Any) -> None:
     assert parsed({"messages": [HI, YO], "tools": tools}) == C1
 
 
 @pytest.mark.parametrize(
-    ("fields", "notes"),
+    ("fields", "names"),
     [
-        ({"instruction": "Add", "output": "3", "history": [["a", "b"]]}, ("not-rendered:history",)),
-        ({"instruction": "Add", "input": "", "context": "1", "output": "3"}, ("not-rendered:context",)),
-        ({"instruction": "Add", "output": "3", "history": []}, ()),
-        ({"prompt": "a", "completion": "b", "system": "s"}, ("not-rendered:system",)),
-        ({"messages": [HI, YO], "system": "s"}, ("not-rendered:system",)),
-        ({"messages": [HI, {**YO, "weight": 0}, HI, YO]}, ("not-rendered:weight",)),
-        ({"messages": [HI, {**YO, "train": False}]}, ("not-rendered:train",)),
-        ({"messages": [{**HI, "weight": 0}, {**YO, "weight": 1}]}, ()),
+        ({"instruction": "Add", "input": "2", "context": "1", "output": "3"}, ["context"]),
+        ({"instruction": "Add", "output": "3", "history": [], "input": "", "context": None}, []),
+        ({"question": "a", "choices": ["b", "c"], "answer": 1}, ["choices"]),
+        ({"question": "a", "answer": "b", "reasoning": "c", "id": 7, "source": "web"}, ["reasoning"]),
+        ({"prompt": "a", "completion": "b", "input": "c", "tools": [{"name": "w"}]}, ["input", "tools"]),
+        ({"question": "q", "prompt": "a", "completion": "b"}, ["question"]),
+        ({"text": "a", "system": "s"}, ["system"]),
     ],
 )
-def test_what_a_row_asks_for_and_does_not_get_is_noted(fields: dict[str, Any], notes: tuple[str, ...]) -> None:
-    assert parsed(fields).notes == notes
+def test_known_fields_that_a_row_s_form_has_no_use_for_are_named(fields: dict[str, Any], names: list[str]) -> None:
+    assert [note.field for note in parsed(fields).notes if note.code == "not-rendered"] == names
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"Instruction": "Add", "input": "", "output": "3"}, "instruction from Instruction, input, output"),
+        ({"question": "a", "answer": "b", "id": 7}, "instruction from question, answer"),
+        ({"input": "a", "context": "c", "output": "b"}, "instruction from input, context, output"),
+        ({"prompt": "a", "response": "b"}, "completion from prompt, response"),
+        ({"text": "a"}, "text from text"),
+        ({"conversations": [{"from": "human", "value": "hi"}, YO]}, "chat from conversations (from/value)"),
+    ],
+)
+def test_an_example_says_from_which_fields_it_was_read(fields: dict[str, Any], form: str) -> None:
+    assert parsed(fields).form == form
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["a", "b"], ["c", "d"]],
+        '[["a", "b"], ["c", "d"]]',
+        "[('a', 'b'), ('c', 'd')]",
+        [{"prompt": "a", "response": "b"}, {"question": "c", "answer": "d"}],
+    ],
+)
+def test_history_is_earlier_rounds(history: Any) -> None:
+    example = parsed({"instruction": "Add", "history": history, "output": "3"})
+    assert example == Instruction("Add", "", "3", "", WHERE, history=(("a", "b"), ("c", "d")))
+
+
+def test_a_record_of_instances_is_a_row_each_with_what_they_share() -> None:
+    instances = [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}]
+    row = {"id": "t", "instruction": "Add one", "instances": instances, "system": "s"}
+    for spelled in (row, {**row, "instances": json.dumps(instances)}):
+        records = list(expand_record(Record(spelled, WHERE)))
+        assert [parse_example(record) for record in records] == [
+            Instruction("Add one", "1", "2", "s", WHERE),
+            Instruction("Add one", "2", "3", "s", WHERE),
+        ]
+        assert [(record.fields["id"], record.where) for record in records] == [("t", WHERE)] * 2
+
+
+def test_a_record_that_holds_one_row_is_left_as_it_is() -> None:
+    for fields in ({"text": "a"}, {"text": "a", "instances": 3}, {"instruction": "Add", "instances": ["x"]}):
+        record = Record(fields, WHERE)
+        assert [each is record for each in expand_record(record)] == [True]
+
+
+def test_an_instance_that_is_no_object_costs_only_itself() -> None:
+    record = Record({"instruction": "Add", "instances": [{"input": "1", "output": "2"}, "x"]}, WHERE)
+    good, bad = expand_record(record)
+    assert parse_example(good) == Instruction("Add", "1", "2", "", WHERE)
+    with pytest.raises(RowError, match="none of output"):
+        parse_example(bad)
+
+
+def test_data_columns_choose_the_form_above_the_row_s_own_names() -> None:
+    row = {"messages": [HI, YO], "body": "a"}
+    example = parsed(row, columns={"body": "text"})
+    assert isinstance(example, Completion)
+    assert (example.completion, example.form) == ("a", "text from body")
+    chosen = parsed({"prompt": "a", "chosen": "b", "rejected": "c"}, columns={"chosen": "completion"})
+    assert chosen == Completion("a", "b", WHERE)
+    other = parsed({"question": "q", "title": "t", "answer": "a"}, columns={"title": "query"})
+    assert isinstance(other, Instruction)
+    assert other.instruction == "t"
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"body": "a"}, {"bodyy": "text"}),
+        ({"prompt": "a", "completion": "b"}, {"bodyy": "text"}),
+        ({"question": "a", "reply": "b"}, {"bodyy": "output"}),
+        ({"reply": "b"}, {"bodyy": "input"}),
+    ],
+)
+def test_a_column_that_the_row_lacks_is_named_beside_those_it_has(
+    fields: dict[str, Any], columns: dict[str, str]
+) -> None:
+    error = refused(fields, columns=columns)
+    assert (error.code, error.field) == ("unknown-column", "bodyy")
+    assert f"its fields are {', '.join(fields)}" in error.message
+
+
+def test_a_column_that_only_some_rows_have_is_told() -> None:
+    columns = {"q": "instruction", "a": "output", "ctx": "input"}
+    example = parsed({"q": "Add", "a": "3"}, columns=columns)
+    assert example == Instruction("Add", "", "3", "", WHERE, notes=(Note("unknown-column", "ctx"),))
+
+
+def test_rows_with_the_same_fields_are_told_apart_once() -> None:
+    from truetune.data.fields import _reading
+
+    _reading.cache_clear()
+    for number in range(1_000):
+        parsed({"question": f"{number}?", "answer": str(number)})
+    assert _reading.cache_info().misses == 1

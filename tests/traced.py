@@ -3,7 +3,7 @@
 from typing import Any
 
 from conftest import byte_tokenizer
-from truetune.data.examples import IGNORED, Example, Location, Record, Tokenized
+from truetune.data.examples import IGNORED, Example, Location, Record, Rendered, Tokenized
 from truetune.data.formats import parse_example
 from truetune.data.render import render, render_prompt
 from truetune.data.rules import RowError
@@ -28,6 +28,11 @@ def parsed(fields: dict[str, Any], **options: Any) -> Example:
     return parse_example(Record(fields, Location("a.jsonl", 1)), **options)
 
 
+def noted(rendered: Rendered) -> tuple[str, ...]:
+    """The notes of a row, `code` or `code:field` each."""
+    return tuple(f"{note.code}:{note.field}" if note.field else note.code for note in rendered.notes)
+
+
 class Traced:
     """A row under one tokenizer and template; raises what its stages raise."""
 
@@ -43,6 +48,11 @@ class Traced:
         self.ids, self.labels = tokens.input_ids, tokens.labels
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What is told of the row: `code` or `code:field`."""
+        return noted(self.rendered)
+
+    @property
     def learned(self) -> list[str]:
         """The stretches of supervised tokens, decoded."""
         found: list[list[int]] = []
@@ -53,7 +63,7 @@ class Traced:
 
     @property
     def prompt(self) -> str:
-        return render_prompt(self.example, template=self.template)
+        return render_prompt(self.example, template=self.template).text
 
     @property
     def prompt_ids(self) -> list[int]:

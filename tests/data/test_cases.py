@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from conftest import CHATML, CHATML_BOS, STRICT, THINKING, TOOLS, byte_tokenizer
-from traced import call, chat
+from traced import call, chat, noted, parsed
 from truetune.data.examples import IGNORED, Tokenized
 from truetune.data.formats import parse_example
 from truetune.data.read import read_records
-from truetune.data.render import render, render_prompt
+from truetune.data.render import examples_per_turn, render, render_prompt
 from truetune.data.rules import RowError
 from truetune.data.templates import load_template
 from truetune.data.tokenize import fit, tokenize
@@ -63,9 +63,9 @@ def prepared(path: Path, tokenizer: Any, **options: Any) -> Prepared:
             result.rejected.append((record.where.line, error.code, f"{error.field}: {error.message}"))
             continue
         result.tokens.append(tokens)
-        result.prompts.append(render_prompt(example, template=template))
+        result.prompts.append(render_prompt(example, template=template).text)
         result.texts.append(rendered.text)
-        result.notes.append(rendered.notes)
+        result.notes.append(noted(rendered))
     return result
 
 
@@ -250,13 +250,26 @@ def test_g09_the_terminator_is_the_template_s_and_is_learned(of: Files) -> None:
     assert load_template(CHAT).terminator == "<|im_end|>"
 
 
-def test_g10_a_refusing_template_rejects_the_row_in_its_own_words(of: Files) -> None:
-    rows = [C1, chat("s:Be brief.", "u:hi", "a:yo"), chat("a:yo", "u:hi", "a:yo")]
-    result = of(rows, byte_tokenizer(chat_template=STRICT))
-    assert result.counts == [(73, 15)]
-    assert [line for line, _, _ in result.rejected] == [2, 3]
-    assert "System role not supported" in result.rejected[0][2]
-    assert "Roles must alternate" in result.rejected[1][2]
+def test_g10_what_a_template_refuses_is_folded_or_merged_in_training_as_at_inference(of: Files) -> None:
+    tokenizer = byte_tokenizer(chat_template=STRICT)
+    rows = [C1, chat("s:Be brief.", "u:hi", "a:yo"), chat("u:hi", "u:hi", "a:yo"), chat("a:yo", "u:hi", "a:yo")]
+    result = of(rows, tokenizer)
+    assert result.counts[0] == (73, 15)
+    asked, said = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\nyo<end_of_turn>\n"
+    assert result.texts[1:] == [f"{asked}Be brief.\n\nhi{said}", f"{asked}hi\n\nhi{said}"]
+    assert result.notes == [(), ("system-folded",), ("turns-merged",)]
+    for text, prompt in zip(result.texts, result.prompts, strict=True):
+        assert text.startswith(prompt)
+        assert prompt.endswith("<start_of_turn>model\n")
+    ((line, _, words),) = result.rejected
+    assert line == 4
+    assert "Roles must alternate user/assistant" in words
+    kept = of(rows[1:3], CHAT)
+    assert [text.count("<|im_start|>") for text in kept.texts] == [3, 3]
+    assert kept.notes == [(), ()]
+    off = of(rows[1:3], tokenizer, adapts_roles=False)
+    assert [line for line, _, _ in off.rejected] == [1, 2]
+    assert "System role not supported" in off.rejected[0][2]
 
 
 def test_g11_calls_are_objects_learned_and_broken_arguments_are_rejected(of: Files) -> None:
@@ -282,7 +295,19 @@ def test_g12_lost_thinking_is_noted_and_the_labels_follow_the_text(of: Files) ->
     result = of([turns], byte_tokenizer(chat_template=THINKING))
     assert result.counts[0][1] == 26
     assert result.learned == ["2<|im_end|><think>\nsum\n</think>\n\n4<|im_end|>"]
-    assert result.notes == [("dropped-by-template",)]
+    assert result.notes == [("removed-by-template",)]
+
+
+def test_g12_a_row_of_each_turn_keeps_its_thinking() -> None:
+    talk = chat("u:1+1", "a:<think>\nadd\n</think>\n\n2", "u:2+2", "a:<think>\nsum\n</think>\n\n4")
+    template = load_template(byte_tokenizer(chat_template=THINKING))
+    rows = [render(each, template=template) for each in examples_per_turn(parsed(talk))]
+    tokens = tokenize(rows, tokenizer=template.tokenizer)
+    assert [row.supervised for row in tokens if isinstance(row, Tokenized)] == [24, 24]
+    assert [row.learned() for row in rows] == [
+        ("<think>\nadd\n</think>\n\n2<|im_end|>",),
+        ("<think>\nsum\n</think>\n\n4<|im_end|>",),
+    ]
 
 
 # --- mask and length --------------------------------------------------------------------------------------
@@ -303,6 +328,16 @@ def test_g14_the_mask_comes_from_places_and_not_from_searched_tokens(of: Files) 
     assert result.tokens[0].input_ids[:27] == result.prompt_ids[0]
     assert (result.learned, result.tokens[0].supervised) == ([" 4</s>"], 3)
     assert of([C1], CHAT).counts == [(25, 3)]
+
+
+def test_g14_a_marker_shows_where_the_answer_of_a_text_begins_and_a_text_without_it_is_left_out(of: Files) -> None:
+    tokenizer = byte_tokenizer(merges=((":", " "), ("\n", "#")))
+    rows = [{"text": "### Question: 2+2\n### Answer: 4"}, {"text": "### Question: 1+1"}]
+    result = of(rows, tokenizer, response_marker="### Answer:")
+    assert result.learned == [" 4</s>"]
+    assert result.counts[0][1] == 3
+    ((line, code, _),) = result.rejected
+    assert (line, code) == (2, "no-marker")
 
 
 def test_g15_all_answers_the_last_or_everything(of: Files) -> None:

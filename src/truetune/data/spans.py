@@ -1,9 +1,10 @@
 """Where the answers stand in the text that a chat template makes of a conversation.
 
-Three ways, the first that holds: a second rendering with invisible marks in each answer, which must equal the text
-once the marks are out; the template's own generation marks, which many templates lack and some put around the header
-or the line break behind the stop token; rendering turn by turn, where every beginning must be a beginning of the
-whole. Each must find every answer's text and tool calls inside its span.
+Four ways, the first that holds: where control tokens delimit the answers, between these; a second rendering with
+invisible marks in each answer, which must equal the text once the marks are out; the template's own generation marks,
+which many templates lack and some put around the header or the line break behind the stop token; rendering turn by
+turn, where every beginning must be a beginning of the whole. Each must find every answer's text and tool calls inside
+its span.
 """
 
 import re
@@ -13,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from truetune.data.adapt import called
 from truetune.data.examples import Conversation, Message, Span
 from truetune.data.rules import RowError
 from truetune.data.templates import BAR, CLOSE, OPEN, Template
@@ -25,9 +27,9 @@ _THOUGHT = "</think>"
 def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple[Span, ...]:
     """The span of each answer in `text`, the row's rendering: from where the model takes over to its terminator.
 
-    Raises RowError where none of the three ways can be verified.
+    Raises RowError where none of the ways can be verified.
     """
-    ways = (_marked_by_us, _marked_by_template, _by_prefix)
+    ways = (_delimited, _marked_by_us, _marked_by_template, _by_prefix)
     for way in ways:
         with suppress(RowError):  # A template may refuse a marked or a shortened row.
             spans = way(row, template, text)
@@ -46,7 +48,7 @@ def _hold_answers(spans: Sequence[Span], row: Conversation, text: str) -> bool:
     return len(spans) == len(answers) and all(
         part in text[start:end]
         for (start, end), answer in zip(spans, answers, strict=True)
-        for part in (_visible(answer), *_called(answer))
+        for part in (_visible(answer), *called(answer))
     )
 
 
@@ -59,9 +61,27 @@ def _visible(answer: Message) -> str:
     return answer.content.rpartition(_THOUGHT)[2].strip()
 
 
-def _called(answer: Message) -> list[str]:
-    """The names of the tools that the answer calls."""
-    return [call["function"]["name"] for call in answer.extra.get("tool_calls") or ()]
+# --- between control tokens -------------------------------------------------------------------------------
+
+
+def _delimited(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
+    """Spans between header and terminator, which the template alone can have written: no row may hold their tokens.
+
+    None unless each holds exactly its answer, so that answers the template changes or calls it adds go another way.
+    """
+    if template.delimiters is None:
+        return None
+    header, terminator = template.delimiters
+    spans: list[Span] = []
+    place = 0
+    for answer in _answers(row):
+        start = text.find(header, place) + len(header)
+        end = text.find(terminator, start)
+        if start < len(header) or end < 0 or text[start:end].strip() != answer.content.strip():
+            return None
+        place = end + len(terminator)
+        spans.append((start, place))
+    return tuple(spans) if text.find(header, place) < 0 else None
 
 
 # --- by a second rendering, marked ------------------------------------------------------------------------
@@ -71,7 +91,7 @@ def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Spa
     """Spans from a second rendering with marks in each answer; None unless it proves equal."""
     if _MARKS.search(text):
         return None
-    has_calls = any(_called(message) for message in row.messages)
+    has_calls = any(called(message) for message in row.messages)
     marked = template.chat_text([_mark(message, bar=has_calls) for message in row.messages], tools=row.tools)
     if _MARKS.sub("", marked) != text:
         return None
@@ -110,7 +130,7 @@ def _mark_call(call: Any) -> Any:
 
 def _marks_in(answer: Message) -> int:
     """How many pairs of marks `_mark` puts into an answer."""
-    calls = len(_called(answer))
+    calls = len(called(answer))
     return calls + bool(_visible(answer) or not calls)
 
 
@@ -121,11 +141,16 @@ def _around_marks(
     opens, closes = ([place for place, mark in places if mark == kind] for kind in (OPEN, CLOSE))
     pairs = iter(zip(opens, closes, strict=True))
     spans: list[Span] = []
-    for answer in _answers(row):
+    for index, answer in enumerate(row.messages):
+        if answer.role != "assistant":
+            continue
         own = list(islice(pairs, _marks_in(answer)))
         first, last = own[0][0], own[-1][1]
-        start = _behind_header(text, first, template, after=spans[-1][1] if spans else 0)
-        if _called(answer):
+        after = spans[-1][1] if spans else 0
+        start = _behind_header(text, _begun(text, first, answer, template, after=after), template, after=after)
+        if start is None:
+            start = _behind_prompt(row, index, template, text, limit=first)
+        if called(answer):
             limit = min((place for place, mark in places if place > last and mark != CLOSE), default=len(text))
             end = _closed_behind_calls(text, last, limit, template)
         else:
@@ -140,6 +165,24 @@ def _behind_header(text: str, start: int, template: Template, *, after: int) -> 
     """Where the model takes over: behind the answer's header, so that what the template puts between is learned."""
     places = ((text.rfind(header, after, start), header) for header in template.headers)
     return next((place + len(header) for place, header in places if place >= 0), None)
+
+
+def _begun(text: str, start: int, answer: Message, template: Template, *, after: int) -> int:
+    """Where the answer's thinking begins, if it stands behind a header of its own (gpt-oss), or else `start`."""
+    thought = str(answer.extra.get("reasoning_content") or "").strip()
+    place = text.rfind(thought, after, start) if thought else -1
+    # Only a header that no row can hold is certain to be the template's.
+    headers = filter(template.control_tokens.search, template.headers)
+    return place if place >= 0 and any(text.find(header, after, place) >= 0 for header in headers) else start
+
+
+def _behind_prompt(row: Conversation, index: int, template: Template, text: str, *, limit: int) -> int | None:
+    """Where the prompt of the answer at `index` ends, for one that no header opens; None if it is not the text's."""
+    with suppress(RowError):
+        prompt = template.chat_text(row.messages[:index], tools=row.tools, open_answer=True)
+        if text.startswith(prompt) and len(prompt) <= limit:
+            return len(prompt)
+    return None
 
 
 def _closed(text: str, end: int, template: Template) -> int:

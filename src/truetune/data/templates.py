@@ -14,6 +14,8 @@ from truetune.data.rules import RowError
 from truetune.errors import ConfigError, TemplateError
 
 TrainOn = Literal["assistant", "last_turn", "all"]
+Thinking = Literal["keep", "empty", "mask"]
+ControlTokens = Literal["reject", "as_text"]
 
 _RESPONSE = "\n\n### Response:\n"
 ALPACA_WITH_INPUT = (
@@ -28,6 +30,11 @@ ALPACA_WITHOUT_INPUT = (
 
 # Private-use characters that mark places in a message: no template treats them as blank, no row may hold them.
 OPEN, CLOSE, BAR = "\ue0f0", "\ue0f1", "\ue0f2"
+# Stands inside a word that looks like a control token, until the text is rendered.
+BREAK = "\ue0f3"
+_NO_THINKING = "{%- set enable_thinking = false -%}"
+# How control tokens are spelled that a tokenizer does not call special: DeepSeek's <｜User｜>, Qwen's <|fim_prefix|>.
+_BARRED = re.compile(r"<([|｜]).+\1>")
 PLACEHOLDER = re.compile(r"\{(instruction|input|output|system)\}")
 
 
@@ -37,13 +44,19 @@ class Template:
 
     `chat` is a Jinja chat template, `text` a format text with {instruction}, {input}, {output}; where `text` is
     None, instruction rows go through `chat`. `completion_as_chat` sends prompt + completion rows the same way.
+    `adapts_roles` lets a row be changed for a template that refuses it. `response_marker` is what the answer stands
+    behind in a bare text.
     """
 
     tokenizer: Any
     chat: str | None
     text: str | None
-    train_on: TrainOn
+    train_on: TrainOn = "assistant"
     completion_as_chat: bool = False
+    adapts_roles: bool = True
+    thinking: Thinking = "keep"
+    control: ControlTokens = "reject"
+    response_marker: str | None = None
 
     @cached_property
     def bos(self) -> str:
@@ -53,19 +66,25 @@ class Template:
         return str(self.tokenizer.bos_token) if bos_id is not None and ids[0] == bos_id else ""
 
     @cached_property
-    def headers(self) -> tuple[str, ...]:
-        """What opens an answer, the longest first: what the template ends a prompt with, or the part of it in rows.
-
-        Rows have another end of it where the prompt opens (or skips) a block of thinking and the answer does not.
-        """
+    def opening(self) -> str:
+        """What the template ends a prompt with, for the model to go on; nothing if it cannot be told."""
         user = [Message("user", "x" + BAR)]
         try:
             closed, opened = self.chat_text(user), self.chat_text(user, open_answer=True)
         except RowError:
+            return ""
+        return opened[len(closed) :] if opened.startswith(closed) else ""
+
+    @cached_property
+    def headers(self) -> tuple[str, ...]:
+        """What opens an answer, the longest first: `opening`, or the part of it in rows.
+
+        Rows have another end of it where the prompt opens (or skips) a block of thinking and the answer does not.
+        """
+        prompt = self.opening
+        if not prompt:
             return ()
-        if not opened.startswith(closed):
-            return ()
-        prompt, behind = opened[len(closed) :], closed.rpartition(BAR)[2]
+        behind = self.chat_text([Message("user", "x" + BAR)]).rpartition(BAR)[2]
         openings = [before.rpartition(BAR)[2].removeprefix(behind) for before in self._probe.split(OPEN)[:-1]]
         shared = [_shared(prompt, opening) for opening in openings]
         found = {prompt, prompt.partition("<think>")[0], *shared} - {""}
@@ -148,10 +167,33 @@ class Template:
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property
+    def delimiters(self) -> tuple[str, str] | None:
+        """The one header and the one terminator, if control tokens stand in both: no row may hold those itself."""
+        if len(self.headers) != 1 or not self.terminator_is_token or len(self.closings) != 1:
+            return None
+        return (self.headers[0], self.terminator) if self.control_tokens.search(self.headers[0]) else None
+
+    @property
+    def prints_date(self) -> bool:
+        """True if the text hangs on the day it is made."""
+        return self.text is None and "strftime_now" in (self.chat or "")
+
+    @cached_property
+    def tells_tools(self) -> bool:
+        """True if the template has a place for the definitions of tools."""
+        function = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
+        turns = [Message("user", "x")]
+        try:
+            return "probe" in self.chat_text(turns, tools=[{"type": "function", "function": function}])
+        except RowError:
+            return False
+
+    @cached_property
     def control_tokens(self) -> re.Pattern[str]:
-        """Matches the tokenizer's special tokens in a text."""
+        """Matches the tokens in a text that no words are made of: special ones, and others spelled like them."""
         added = self.tokenizer.added_tokens_decoder.values()
-        tokens = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        barred = {token.content for token in added if token.special or _BARRED.fullmatch(token.content)}
+        tokens = barred | set(self.tokenizer.all_special_tokens)
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
     def chat_text(self, messages: Sequence[Message], *, tools: Sequence[Any] = (), open_answer: bool = False) -> str:
@@ -203,32 +245,54 @@ def _shared(left: str, right: str) -> str:
     return left[: min(length, len(right))]
 
 
-def load_template(tokenizer: Any, *, template: str = "auto", train_on: TrainOn = "assistant") -> Template:
-    """The template that `template` names, for this tokenizer.
+def load_template(tokenizer: Any, *, template: str = "auto", thinking: Thinking = "keep", **options: Any) -> Template:
+    """The template that `template` names, for this tokenizer; `options` are the other fields of a Template.
 
     auto: the tokenizer's chat template, and the Alpaca prompts for instruction rows where it has none; model: the
     tokenizer's chat template; alpaca; a .jinja file; or a format text with {instruction}, {input} and {output}.
     """
+    chat, text, as_chat = _named(tokenizer, template)
+    if thinking == "empty":
+        chat = _without_thinking(tokenizer, chat)
+    return Template(tokenizer, chat, text, completion_as_chat=as_chat, thinking=thinking, **options)
+
+
+def _named(tokenizer: Any, template: str) -> tuple[str | None, str | None, bool]:
+    """The chat template, the format text, and whether prompt + completion rows go through them."""
     own = _own_chat_template(tokenizer)
     match template:
         case "auto":
-            return Template(tokenizer, own, None if own else "alpaca", train_on)
+            return own, None if own else "alpaca", False
         case "model" if own is None:
             raise TemplateError(
                 "the model's tokenizer has no chat template", hint="set data.template to a .jinja file"
             )
         case "model":
-            return Template(tokenizer, own, None, train_on, completion_as_chat=True)
+            return own, None, True
         case "alpaca":
-            return Template(tokenizer, own, "alpaca", train_on, completion_as_chat=True)
+            return own, "alpaca", True
         case str() if template.endswith(".jinja"):
-            return Template(tokenizer, _read_jinja(template), None, train_on, completion_as_chat=True)
+            return _read_jinja(template), None, True
         case str() if "{instruction}" in template and "{output}" in template:
-            return Template(tokenizer, own, template, train_on, completion_as_chat=True)
+            return own, template, True
     raise ConfigError(
         f"data.template: {template!r} is no template",
         hint="use auto, model, alpaca, a file ending in .jinja, or a text with {instruction} and {output}",
     )
+
+
+def _without_thinking(tokenizer: Any, chat: str | None) -> str:
+    """The chat template that opens each answer behind an empty block of thinking.
+
+    The setting stands in the template itself, so that whoever prompts with it does the same.
+    """
+    quiet = _NO_THINKING + (chat or "")
+    if chat is None or Template(tokenizer, quiet, None).opening == Template(tokenizer, chat, None).opening:
+        raise TemplateError(
+            "data.thinking: empty needs a chat template that knows enable_thinking, and the model's does not",
+            hint="set data.thinking to keep, or to mask, which learns no thinking",
+        )
+    return quiet
 
 
 def _own_chat_template(tokenizer: Any) -> str | None:

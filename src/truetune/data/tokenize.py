@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,8 +25,17 @@ def tokenize(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Tokenized | Ro
     The text carries its own BOS and stop token, so nothing is added. A prompt's tokens are those of the prompt
     alone, as at inference: where a token would straddle the start of an answer, the text is split there.
     """
-    encodings = _encode([row.text for row in rows], tokenizer)
-    return [_label(row, encoding, tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
+    encodings = encode([row.text for row in rows], tokenizer=tokenizer)
+    return [label(row, encoding, tokenizer=tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
+
+
+def tokenize_prompt(prompt: Rendered, *, tokenizer: Any) -> list[int]:
+    """The ids of a prompt, which `render_prompt` has made."""
+    if prompt.breaks:
+        return _encode_pieces(prompt.text, prompt.breaks, tokenizer)[0]
+    (encoding,) = encode([prompt.text], tokenizer=tokenizer)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def fit(row: Tokenized, *, max_length: int, overlong: Overlong) -> Tokenized | None:
@@ -42,11 +52,12 @@ def fit(row: Tokenized, *, max_length: int, overlong: Overlong) -> Tokenized | N
             cut = max((end for end in _answer_ends(row.labels) if end <= max_length), default=0)
         case _:
             return None
-    kept = Tokenized(row.input_ids[:cut], row.labels[:cut])
+    kept = replace(row, input_ids=row.input_ids[:cut], labels=row.labels[:cut])
     return kept if kept.supervised else None
 
 
-def _encode(texts: list[str], tokenizer: Any) -> list[Any]:
+def encode(texts: list[str], *, tokenizer: Any) -> list[Any]:
+    """The tokenizers library's encodings, made on all cores without Python's lock. BackendError without offsets."""
     if not getattr(tokenizer, "is_fast", False):
         raise BackendError(
             f"{type(tokenizer).__name__} reports no character offsets, so labels cannot be verified",
@@ -56,46 +67,99 @@ def _encode(texts: list[str], tokenizer: Any) -> list[Any]:
     return encodings
 
 
-def _label(row: Rendered, encoding: Any, tokenizer: Any) -> Tokenized | RowError:
+def label(row: Rendered, encoding: Any, *, tokenizer: Any) -> Tokenized | RowError:
+    """Tokens and labels of a row from its text's encoding."""
+    ranges = _token_ranges(row, encoding, tokenizer)
+    if ranges is not None:
+        return _labelled(encoding.ids, ranges)
     ids, offsets = encoding.ids, encoding.offsets
-    splits = _splits(row, offsets, tokenizer)
+    splits = _splits(row, encoding, offsets, tokenizer)
     if splits:
         try:
             ids, offsets = _encode_pieces(row.text, splits, tokenizer)
         except RowError as error:
             return error
-    labels = [IGNORED] * len(ids)
     starts = [start for start, _ in offsets]
-    for span in row.spans:
-        for index in _tokens_of(span, starts, offsets, row.text):
-            labels[index] = ids[index]
+    tokens = (index for span in _reached(row, offsets) for index in _tokens_of(span, starts, offsets, row.text))
+    return _labelled(ids, [(index, index + 1) for index in tokens])
+
+
+def _labelled(ids: list[int], ranges: Sequence[Span]) -> Tokenized | RowError:
+    """The ids with those in the ranges of places as labels, the first one never."""
+    labels = [IGNORED] * len(ids)
+    for start, end in ranges:
+        labels[start:end] = ids[start:end]
     labels[:1] = [IGNORED]
-    tokenized = Tokenized(ids, labels)
-    if not tokenized.supervised:
+    if labels.count(IGNORED) == len(labels):
         return RowError("empty-mask", "no supervised token: nothing in this row would be learned")
-    return tokenized
+    return Tokenized(ids, labels)
 
 
-def _splits(row: Rendered, offsets: Sequence[Span], tokenizer: Any) -> list[int]:
-    """The places where the text has to be tokenized apart, to have the prompts' own tokens and exact ends."""
-    starts = {start for start, _ in row.spans if _depends_on_answer(row.text, start, offsets, tokenizer)}
-    ends = {end for _, end in row.spans if row.text[end : _reach(offsets, end)].strip()}
-    return sorted((starts | ends) - {0, len(row.text)})
+def _token_ranges(row: Rendered, encoding: Any, tokenizer: Any) -> list[Span] | None:
+    """Each span's tokens, where tokens begin at its two ends and nothing has to be split; None elsewhere.
 
-
-def _depends_on_answer(text: str, place: int, offsets: Sequence[Span], tokenizer: Any) -> bool:
-    """True if the tokens before `place` would be others with nothing behind it.
-
-    That is so for a token on both sides. And for blanks: GPT-2's pattern, which SmolLM and many others have, takes
-    two line breaks as one token at the end of a text and as two before a word; trimmed offsets hide a leading blank.
+    The common case, without the list of all offsets, which takes longer than the tokens themselves.
     """
-    if _reach(offsets, place) > place:
-        return True
+    if row.breaks or row.prompts:
+        return None
+    ranges = []
+    for start, end in row.spans:
+        first = encoding.char_to_token(start)
+        last = len(encoding) if end == len(row.text) else encoding.char_to_token(end)
+        if first is None or last is None or encoding.token_to_chars(first)[0] != start:
+            return None
+        if end != len(row.text) and encoding.token_to_chars(last)[0] != end:
+            return None
+        if _takes_blanks_otherwise(row.text, start, encoding, tokenizer):
+            return None
+        ranges.append((first, last))
+    return ranges
+
+
+def _splits(row: Rendered, encoding: Any, offsets: Sequence[Span], tokenizer: Any) -> list[int]:
+    """The places where the text has to be tokenized apart, to have the prompts' own tokens and exact ends."""
+    starts = {
+        start
+        for start in row.prompts or [start for start, _ in row.spans]
+        if _reach(offsets, start) > start or _takes_blanks_otherwise(row.text, start, encoding, tokenizer)
+    }
+    ends = {end for _, end in row.spans if row.text[end : _reach(offsets, end)].strip()}
+    return sorted((starts | ends | set(row.breaks)) - {0, len(row.text)})
+
+
+def _takes_blanks_otherwise(text: str, place: int, encoding: Any, tokenizer: Any) -> bool:
+    """True if blanks before `place` would be other tokens with nothing behind them.
+
+    GPT-2's pattern, which SmolLM and many others have, takes two line breaks as one token at the end of a text and
+    as two before a word; trimmed offsets hide a leading blank.
+    """
     if not _LOOSE_BLANKS.search(text, max(0, place - 2), place):
         return False
     near = text[max(0, place - _NEAR) : place]
-    alone, joined = _encode([near, near + text[place : place + _NEAR]], tokenizer)
-    return near.isspace() or bool(joined.ids[: len(alone.ids)] != alone.ids)
+    blanks = len(near) - len(near.rstrip())
+    alone = _closing_blanks(near, blanks, tokenizer)
+    first, last = encoding.char_to_token(place - blanks), encoding.char_to_token(place)
+    if alone is None or first is None or last is None or encoding.token_to_chars(first)[0] != place - blanks:
+        return True
+    return bool(alone != encoding.ids[first:last])
+
+
+def _closing_blanks(near: str, blanks: int, tokenizer: Any) -> list[int] | None:
+    """The tokens of the blanks that the text ends with; None if none begins where they begin."""
+    (alone,) = encode([near], tokenizer=tokenizer)
+    first = alone.char_to_token(len(near) - blanks)
+    if blanks == len(near) or first is None or alone.token_to_chars(first)[0] != len(near) - blanks:
+        return None
+    ids: list[int] = alone.ids[first:]
+    return ids
+
+
+def _reached(row: Rendered, offsets: Sequence[Span]) -> Iterator[Span]:
+    """The row's spans; behind masked thinking they begin with the token that the answer begins in."""
+    for start, end in row.spans:
+        before = bisect_left(offsets, (start, 0)) - 1
+        is_inside = row.prompts and before >= 0 and offsets[before][1] > start
+        yield (offsets[before][0] if is_inside else start), end
 
 
 def _reach(offsets: Sequence[Span], place: int) -> int:
@@ -119,7 +183,7 @@ def _encode_pieces(text: str, splits: Sequence[int], tokenizer: Any) -> tuple[li
 def _encode_piece(text: str, tokenizer: Any, *, is_first: bool) -> tuple[list[int], list[Span]]:
     if not is_first:
         return _encode_continuation(text, tokenizer)
-    (encoding,) = _encode([text], tokenizer)
+    (encoding,) = encode([text], tokenizer=tokenizer)
     return encoding.ids, encoding.offsets
 
 
@@ -129,7 +193,7 @@ def _encode_continuation(text: str, tokenizer: Any) -> tuple[list[int], list[Spa
     They are taken from behind an anchor whose own tokens do not change. RowError where every anchor's do.
     """
     for anchor in _ANCHORS:
-        alone, joined = _encode([anchor, anchor + text], tokenizer)
+        alone, joined = encode([anchor, anchor + text], tokenizer=tokenizer)
         count, length = len(alone.ids), len(anchor)
         if joined.ids[:count] == alone.ids and joined.offsets[count - 1][1] <= length:
             return joined.ids[count:], [(start - length, end - length) for start, end in joined.offsets[count:]]

@@ -2,15 +2,27 @@
 
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truetune.data.split import split_examples, validation_fraction
+from truetune.data.split import linked, repeated, row_key, split_rows, validation_fraction
+from truetune.data.store import Keys
 
 TEXTS = [f"row {number}" for number in range(2_000)]
-PINNED = [3, 21, 28, 30, 34, 39, 40, 47, 65, 67, 71, 84, 89, 99]
+PINNED = [3, 5, 12, 17, 26, 34, 36, 45, 47, 52, 58, 62, 76, 79, 85, 96]
+
+
+def keys(texts: list[str]) -> Keys:
+    return np.array([row_key(text) for text in texts], np.uint64)
+
+
+def split_examples(texts: list[str], **options: Any) -> list[bool]:
+    taken: list[bool] = split_rows(keys(texts), **options).tolist()
+    return taken
 
 
 def places(taken: list[bool]) -> list[int]:
@@ -23,8 +35,9 @@ def test_a_seed_s_split_is_pinned_so_that_no_release_moves_rows() -> None:
 
 def test_another_process_splits_alike_whatever_its_hash_seed() -> None:
     code = (
-        "from truetune.data.split import split_examples as s;"
-        "t=s([f'row {n}' for n in range(100)],test_size=0.1,seed=42);print([i for i,x in enumerate(t) if x])"
+        "import numpy as np; from truetune.data.split import row_key, split_rows as s;"
+        "k=np.array([row_key(f'row {n}') for n in range(100)], np.uint64);"
+        "print(np.flatnonzero(s(k,test_size=0.1,seed=42)).tolist())"
     )
     outputs = {
         subprocess.run(
@@ -91,3 +104,32 @@ def test_the_default_takes_none_of_99_rows_and_about_a_thousand_of_many() -> Non
 def test_one_row_at_least_stays_on_each_side(count: int, test_size: float) -> None:
     for seed in range(20):
         assert 0 < sum(split_examples(TEXTS[:count], test_size=test_size, seed=seed)) < count
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_a_group_and_every_group_that_holds_an_equal_row_share_a_key_and_no_other_does(
+    rows: list[tuple[int, int]],
+) -> None:
+    texts, groups = keys([f"text {text}" for text, _ in rows]), keys([f"group {group}" for _, group in rows])
+    found = linked(texts, groups).tolist()
+    parts = [{("text", text), ("group", group)} for text, group in rows]
+    for part in parts:
+        for other in parts:
+            if part is not other and part & other:
+                part |= other
+                other |= part
+    for _ in rows:  # Until nothing joins any more.
+        parts = [set().union(*(other for other in parts if part & other)) for part in parts]
+    expected = [[parts[i] == parts[j] for j in range(len(rows))] for i in range(len(rows))]
+    assert [[found[i] == found[j] for j in range(len(rows))] for i in range(len(rows))] == expected
+
+
+def test_a_group_s_key_does_not_change_when_rows_of_other_groups_are_appended() -> None:
+    texts, groups = keys(TEXTS[:20]), keys([f"group {number % 5}" for number in range(20)])
+    assert linked(texts[:10], groups[:10]).tolist() == linked(texts, groups).tolist()[:10]
+
+
+def test_rows_that_equal_an_earlier_one_are_counted_and_the_first_is_named() -> None:
+    assert repeated(keys(["a", "b", "c"])) == (0, None)
+    assert repeated(keys(["a", "b", "b", "a", "b"])) == (3, 2)

@@ -99,11 +99,11 @@ def test_trl_respects_ready_made_rows_and_a_collator_of_ours(tmp_path: Path) -> 
     engine = build_engine(
         job(tmp_path), model=tiny_model(), tokenizer=TOKENIZER, train=ROWS, validation=(), listener=LogListener()
     )
-    assert engine.train_dataset.column_names == ["input_ids", "labels", "seq_lengths"]
+    assert set(engine.train_dataset[0]) == {"input_ids", "labels", "seq_lengths", "weights"}
     batch = next(iter(engine.get_train_dataloader()))
     assert set(batch) == {"input_ids", "labels", "position_ids"}
     assert batch["input_ids"].shape[0] == 1
-    seen = {tuple(row) for row in engine.train_dataset["input_ids"]}
+    seen = {tuple(row["input_ids"]) for row in engine.train_dataset}
     assert seen == {tuple(each.input_ids) for each in ROWS}
 
 

@@ -63,6 +63,21 @@ def test_g19_the_loss_is_the_mean_over_supervised_tokens_not_over_rows(tmp_path:
     assert trained.logged("loss") == pytest.approx([float(losses.mean())], rel=1e-5)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("is_padding_free", [False, True])
+def test_a_row_s_weight_scales_its_loss_and_nobody_else_s(
+    tmp_path: Path, is_packed: bool, is_padding_free: bool
+) -> None:
+    rows = [replace(C1, weight=0.25), replace(row("hi", "b" * 40), weight=2.0)]
+    batch: Any = pack(rows, max_length=200) if is_packed else rows
+    if is_packed and not is_padding_free:
+        pytest.skip("packs are never padded")
+    trained = Trained(tmp_path, batch, learning_rate=1e-9, is_padding_free=is_padding_free)
+    model = tiny_model().eval()
+    losses = [each.weight * token_losses(model, collate(columns([each]))) for each in rows]
+    assert trained.logged("loss") == pytest.approx([float(torch.cat(losses).mean())], rel=1e-5)
+
+
 def test_the_engine_trains_as_a_plain_pytorch_loop_does(tmp_path: Path) -> None:
     steps, warmup = 20, 4
     settings = job(tmp_path, per_device_train_batch_size=3, max_steps=steps, warmup_steps=warmup)

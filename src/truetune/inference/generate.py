@@ -8,6 +8,7 @@ from typing import Any, Literal
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Location, Message
 from truetune.data.render import render_prompt
 from truetune.data.templates import Template
+from truetune.data.tokenize import tokenize_prompt
 from truetune.errors import BackendError, CheckpointError
 from truetune.inference.prompt_format import PromptFormat, read_prompt_format
 from truetune.model.adapter import load_trained_adapter
@@ -90,9 +91,7 @@ class TrainedModel:
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The ids the model is asked to go on from: those that training put before the answer."""
-        text = render_prompt(example, template=self.template)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return tokenize_prompt(render_prompt(example, template=self.template), tokenizer=self.tokenizer)
 
     def _stop_strings(self) -> dict[str, Any]:
         """A terminator that is no single token has to be found in the text."""

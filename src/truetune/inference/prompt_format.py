@@ -15,16 +15,20 @@ RowFormat = Literal["chat", "instruction", "completion", "text"]
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """`row_format` is what most training rows were; `template` is what load_template takes; `base_model` as named."""
+    """`row_format` is what most training rows were; `template` is what load_template takes; `base_model` as named.
+
+    `adapt_roles` says whether prompts that the template refuses are changed for it, as rows were.
+    """
 
     row_format: RowFormat
     template: str
     base_model: str
     revision: str | None
+    adapt_roles: bool = True
 
     def load(self, tokenizer: Any) -> Template:
         """The template of the training, for the tokenizer saved beside the weights."""
-        template = load_template(tokenizer, template=self.template)
+        template = load_template(tokenizer, template=self.template, adapts_roles=self.adapt_roles)
         # Rows trained as plain text are asked as plain text, whatever the template could do with them.
         return replace(template, completion_as_chat=self.row_format in ("chat", "instruction"))
 
@@ -37,7 +41,7 @@ def prompt_format(
     if row_format == "completion" and template.completion_as_chat:
         row_format = "instruction"
     name = template.text or ("model" if template.chat else "auto")
-    return PromptFormat(row_format, name, base_model, revision)
+    return PromptFormat(row_format, name, base_model, revision, template.adapts_roles)
 
 
 def write_prompt_format(folder: Path, value: PromptFormat) -> None:

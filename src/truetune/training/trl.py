@@ -89,13 +89,15 @@ class Engine(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The sum of the supervised tokens' losses over all supervised tokens of the optimizer step."""
+        """The sum of the supervised tokens' losses, each by its row's weight, over their number in the whole step."""
         if self.aux_loss_enabled:
             inputs = {**inputs, "output_router_logits": True}
+        weights, inputs = _without_weights(inputs)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         count = outputs.label_mask.sum()
         tokens = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=count.device)
-        loss = -outputs.log_probs.sum() / tokens.clamp(min=1)
+        log_probs = outputs.log_probs if weights is None else outputs.log_probs * weights[:, 1:]
+        loss = -log_probs.sum() / tokens.clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
@@ -147,7 +149,7 @@ class Engine(SFTTrainer):
         totals = torch.zeros(3, dtype=torch.float64)
         batches = len(dataloader)
         for done, batch in enumerate(dataloader, start=1):
-            inputs = self._prepare_inputs(batch)
+            _, inputs = _without_weights(self._prepare_inputs(batch))
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
             sums = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
@@ -192,8 +194,8 @@ def build_engine(
         listener=listener,
         model=model,
         args=_arguments(job, has_validation=bool(validation)),
-        train_dataset=_columns(train),
-        eval_dataset=_columns(validation) if validation else None,
+        train_dataset=_dataset(train),
+        eval_dataset=_dataset(validation) if validation else None,
         data_collator=collate
         if job.is_padding_free
         else partial(collate_padded, pad_token_id=pad_token_id(tokenizer)),
@@ -288,6 +290,7 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         # Trackio's project comes by this argument only, W&B's by the environment only: see tracker_environment.
         project=os.environ.get("TRACKIO_PROJECT", "huggingface"),
         disable_tqdm=True,
+        remove_unused_columns=False,
         dataloader_pin_memory=job.device == "cuda",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -300,14 +303,27 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
     )
 
 
-def _columns(rows: Sequence[Tokenized | Packed]) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-            "seq_lengths": [row.seq_lengths if isinstance(row, Packed) else [len(row.input_ids)] for row in rows],
-        }
-    )
+def _dataset(rows: Sequence[Tokenized | Packed]) -> Dataset:
+    """The rows as TRL wants them, each read when the trainer asks for it."""
+
+    def read(places: dict[str, list[int]]) -> dict[str, list[Any]]:
+        read = [_columns(rows[place]) for place in places["place"]]
+        return {name: [columns[name] for columns in read] for name in read[0]}
+
+    return Dataset.from_dict({"place": range(len(rows))}).with_transform(read)
+
+
+def _without_weights(inputs: dict[str, Any]) -> tuple[torch.Tensor | None, dict[str, Any]]:
+    """The tokens' loss weights, if there are any, and what the model takes. Validation weighs all tokens alike."""
+    return inputs.get("loss_weights"), {name: value for name, value in inputs.items() if name != "loss_weights"}
+
+
+def _columns(row: Tokenized | Packed) -> dict[str, Any]:
+    if isinstance(row, Packed):
+        lengths, weights = row.seq_lengths, row.weights
+    else:
+        lengths, weights = [len(row.input_ids)], [row.weight]
+    return {"input_ids": row.input_ids, "labels": row.labels, "seq_lengths": lengths, "weights": weights}
 
 
 def overflowed(accelerator: Any) -> bool:

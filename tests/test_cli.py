@@ -149,6 +149,53 @@ def test_inspect_as_json_holds_ids_labels_and_spans(tiny_base: Path, rows: Path)
     assert document["rows"][1]["spans"] == ["3<|im_end|>"]
 
 
+def test_check_names_each_finding_with_its_place_and_remedy_and_exits_1(tmp_path: Path) -> None:
+    rows = [*arithmetic_rows(2), {"instruction": "Add", "output": None}, {"foo": 1}]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    done = truetune("check", str(data))
+    assert done.returncode == 1
+    assert f"[empty-answer] {data}, line 3, field output: output is null" in done.stdout
+    assert f"[unknown-format] {data}, line 4: fields are foo" in done.stdout
+    assert "data.columns" in done.stdout
+    assert "2 of 4 rows can be used" in done.stdout
+    clean = truetune("check", str(write_jsonl(tmp_path / "b.jsonl", arithmetic_rows(2))))
+    assert (clean.returncode, clean.stdout.splitlines()[-1]) == (0, "2 of 2 rows can be used")
+
+
+def test_check_as_json_is_one_document_with_every_problem(tiny_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", [*arithmetic_rows(2), {"text": 5}, {"foo": 1}])
+    done = truetune("check", str(data), "--model", str(tiny_base), "--json")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert (document["rows_read"], document["rows_kept"], document["rows_rejected"]) == (4, 3, 1)
+    found = {problem["code"]: problem for problem in document["problems"]}
+    assert found["unknown-format"]["where"] == {"path": str(data), "line": 4, "unit": "line"}
+    assert found["unknown-format"]["severity"] == "error"
+    assert found["number-as-text"]["severity"] == "note"
+    assert set(found["number-as-text"]) >= {"code", "severity", "message", "where", "field", "hint"}
+    assert document["stats"]["supervised_tokens"] > 0
+
+
+def test_checking_rows_without_a_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    assert imported_by(("check", str(write_jsonl(tmp_path / "a.jsonl", arithmetic_rows(3))))) == set()
+
+
+def test_prepare_says_where_the_rows_lie_and_training_finds_them(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    words = (str(rows), "--model", str(tiny_base), "--json")
+    first, again = (json.loads(truetune("prepare", *words).stdout) for _ in range(2))
+    assert first == again
+    assert (Path(first["path"]) / "tokens.arrow").is_file()
+    assert first["stats"]["train_rows"] == 12
+
+
+def test_a_hub_id_that_cannot_be_reached_is_said_at_once_with_its_right_name() -> None:
+    started = time.monotonic()
+    done = truetune("check", "databricks/dolly-15k")
+    assert done.returncode == 1
+    assert "databricks/databricks-dolly-15k" in done.stderr
+    assert time.monotonic() - started < 10
+
+
 def test_init_writes_a_config_with_reasons_that_trains(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     made = truetune("init", str(rows), "--model", str(tiny_base), "-o", str(config))

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import inspect, load, open_run, train
+    from truetune.api import check, inspect, load, open_run, prepare, train
     from truetune.config.schema import Config
+    from truetune.data.rules import Report
     from truetune.errors import (
         BackendError,
         CheckpointError,
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
         TruetuneError,
     )
     from truetune.inference.generate import TrainedModel
+    from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.train import Run
 
 _HOMES = {
     "Config": "truetune.config.schema",
     "Run": "truetune.pipeline.train",
     "TrainedModel": "truetune.inference.generate",
-    **dict.fromkeys(("inspect", "load", "open_run", "train"), "truetune.api"),
+    "PreparedDataset": "truetune.pipeline.prepare",
+    "Report": "truetune.data.rules",
+    **dict.fromkeys(("check", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
         "truetune.errors",
@@ -42,13 +46,17 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "PreparedDataset",
+    "Report",
     "Run",
     "TemplateError",
     "TrainedModel",
     "TruetuneError",
+    "check",
     "inspect",
     "load",
     "open_run",
+    "prepare",
     "train",
 ]
 

@@ -5,17 +5,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.config.load import load_config
-from truetune.config.schema import Config
+from truetune.config.schema import NO_MODEL, Config
+from truetune.data.rules import Report
 from truetune.errors import ConfigError
 from truetune.inference.generate import TrainedModel, load_trained
 from truetune.listener import Listener, LogListener
+from truetune.pipeline.check import check_rows
+from truetune.pipeline.check import prepare as prepare_data
 from truetune.pipeline.inspect import Inspection, inspect_rows
-from truetune.pipeline.prepare import Formatting
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.stages import Formatting
 from truetune.pipeline.train import Run, open_run, train_run
 
-Data = str | Path | Iterable[Mapping[str, Any]]
+Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["inspect", "load", "open_run", "train"]
+__all__ = ["check", "inspect", "load", "open_run", "prepare", "train"]
 
 
 def train(
@@ -66,6 +70,36 @@ def inspect(
     return inspect_rows(resolved, source=source, formatting=formatting, limit=rows)
 
 
+def check(
+    data: Data,
+    *,
+    model: str = NO_MODEL,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Report:
+    """Every finding in the rows of `data`, none of them raised: with a model as it takes them, else by themselves."""
+    resolved, rows = _config(None, model, data, None, settings, listener or LogListener())
+    return check_rows(resolved, source=rows, formatting=formatting, listener=listener)
+
+
+def prepare(
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: Data | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> PreparedDataset:
+    """The rows as training will read them: tokens, labels, split and report, memory-mapped. Loads no weights.
+
+    Rows of files are kept in the cache, where the next run finds them. Raises DataError as training does.
+    """
+    resolved, rows = _config(config, model, data, None, settings, listener or LogListener())
+    return prepare_data(resolved, source=rows, formatting=formatting, listener=listener)
+
+
 def load(
     run: Run | str | Path,
     *,
@@ -79,6 +113,17 @@ def load(
     return load_trained(run.directory if isinstance(run, Run) else run, base_model=base_model, device=device)
 
 
+def _path(data: Data | None) -> str | list[str] | None:
+    """The path or paths that `data` holds, if it does not hold rows."""
+    match data:
+        case str() | Path():
+            return str(data)
+        case [*places] if places and all(isinstance(place, str | Path) for place in places):
+            return [str(place) for place in places]
+        case _:
+            return None
+
+
 def _config(
     config: Config | str | Path | Mapping[str, Any] | None,
     model: str | None,
@@ -88,10 +133,11 @@ def _config(
     listener: Listener,
 ) -> tuple[Config, Iterable[Mapping[str, Any]] | None]:
     """The one schema's config, and the rows where `data` holds rows."""
-    rows = None if data is None or isinstance(data, str | Path) else data
+    path = _path(data)
+    rows: Any = None if path else data
     named = {
         "model.name_or_path": model,
-        "data.path": str(data) if isinstance(data, str | Path) else None,
+        "data.path": path,
         "output_dir": str(output_dir) if output_dir else None,
     }
     given = {**{name: value for name, value in named.items() if value is not None}, **settings}

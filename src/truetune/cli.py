@@ -147,8 +147,42 @@ def _inspect(options: argparse.Namespace) -> None:
     for row in found.rows:
         count = f"{len(row.tokens.input_ids)} tokens, {row.tokens.supervised} learned"
         show_pieces(f"{row.where}: {count}", row.pieces)
-    for code, number in found.report.counts().items():
+    for code, number in found.report.rejected.items():
         show(f"{number} of {found.report.rows_read} rows left out: {code}; first: {found.report.first(code)}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from truetune.config.schema import NO_MODEL
+    from truetune.console import ConsoleListener, show_json, show_report
+    from truetune.pipeline.check import check_rows
+
+    listener = ConsoleListener()
+    try:
+        report = check_rows(_load(options, listener, model=NO_MODEL), listener=listener)
+    finally:
+        listener.close()
+    if options.json:
+        show_json(report.as_json())
+    else:
+        show_report(report)
+    return 1 if report.rejected or not report.rows_kept else 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.pipeline.check import prepare, tell_data, tell_split
+
+    listener = ConsoleListener()
+    try:
+        prepared = prepare(_load(options, listener), listener=listener)
+    finally:
+        listener.close()
+    if options.json:
+        show_json({**prepared.report.as_json(), "path": str(prepared.folder), "fingerprint": prepared.fingerprint})
+        return
+    tell_data(prepared.report, listener)
+    tell_split(prepared, listener)
+    show(f"prepared: {prepared.folder}")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -187,8 +221,11 @@ def _doctor(options: argparse.Namespace) -> int:
 # --- from options to values -------------------------------------------------------------------------------
 
 
-def _load(options: argparse.Namespace, listener: Any) -> "Config":
-    """The config of the file, the flags and the key=value settings; old names are told once."""
+def _load(options: argparse.Namespace, listener: Any, *, model: str | None = None) -> "Config":
+    """The config of the file, the flags and the key=value settings; old names are told once.
+
+    `model` stands in where none is named.
+    """
     from truetune.config.load import load_config
 
     flags = {
@@ -197,7 +234,13 @@ def _load(options: argparse.Namespace, listener: Any) -> "Config":
         "output_dir": getattr(options, "output_dir", None),
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    loaded = load_config(options.config, settings=given, overrides=options.settings, required=["data.path"])
+    loaded = load_config(
+        options.config,
+        settings=given,
+        overrides=options.settings,
+        required=["data.path"],
+        defaults={"model.name_or_path": model} if model else {},
+    )
     for notice in loaded.notices:
         listener.say(notice)
     return loaded.config
@@ -326,6 +369,16 @@ def _parser() -> _Parser:
     chat = _command(commands, "chat", _chat, "talk to a trained model")
     _add_trained(chat)
 
+    check = _command(commands, "check", _check, "everything that would ruin the run, before it costs anything")
+    _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
+    _add_model_and_data(check)
+    check.add_argument("--json", action="store_true", help="print rows, problems and counts as JSON")
+
+    prepare = _command(commands, "prepare", _prepare, "tokens ready for training, kept on disk")
+    _add_settings(prepare, takes="data", metavar="DATA | RUN.yaml | key=value")
+    _add_model_and_data(prepare)
+    prepare.add_argument("--json", action="store_true", help="print the report and where the rows lie as JSON")
+
     inspect = _command(commands, "inspect", _inspect, "what the model reads and what it learns, row by row")
     _add_settings(inspect, takes="data", metavar="DATA | RUN.yaml | key=value")
     _add_model_and_data(inspect)
@@ -357,7 +410,7 @@ def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:
 
 def _add_model_and_data(parser: _Parser) -> None:
     parser.add_argument("--model", help="a hub id, a folder, a .gguf file, or demo")
-    parser.add_argument("--data", help="a .json, .jsonl or .csv file")
+    parser.add_argument("--data", help="a file, a folder, a glob or a hub id")
 
 
 def _add_trained(parser: _Parser) -> None:

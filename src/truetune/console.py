@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from truetune.data.rules import Problem, Report
 from truetune.errors import TruetuneError
 from truetune.listener import StepEvent
 
@@ -71,6 +73,33 @@ def show_pieces(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
     console.print()
 
 
+_MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
+_SHOWN = 10
+
+
+def show_report(report: Report) -> None:
+    """Each finding with its place, reason and remedy; of many errors of one kind the first few."""
+    console = Console(highlight=False, soft_wrap=True)
+    for code, problems in groupby(sorted(report.problems, key=_rank), key=lambda problem: problem.code):
+        found = list(problems)
+        for problem in found[:_SHOWN]:
+            console.print(f"{_MARKS[problem.severity]} {escape(f'[{code}] {problem}')}")
+        if (more := report.rejected.get(code, len(found)) - _SHOWN) > 0:
+            console.print(f"      and {more} more")
+        if found[0].hint:
+            console.print(f"      hint: {escape(found[0].hint)}")
+    for form, count in report.stats["read_from"].items():
+        console.print(f"read as {escape(form)}: {count:,} rows")
+    for name in ("tokens", "supervised_tokens", "longest_row_tokens", "max_length"):
+        if name in report.stats:
+            console.print(f"{name}: {report.stats[name]:,}")
+    console.print(f"{report.rows_kept:,} of {report.rows_read:,} rows can be used")
+
+
+def _rank(problem: Problem) -> tuple[int, str]:
+    return list(_MARKS).index(problem.severity), problem.code
+
+
 class ConsoleListener:
     """Shows a run on stderr: bars on a terminal, plain lines at least ten seconds apart elsewhere."""
 
@@ -79,6 +108,7 @@ class ConsoleListener:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
+        self._since: dict[str, float] = {}
 
     def say(self, message: str) -> None:
         self._console.print(escape(message))
@@ -88,10 +118,14 @@ class ConsoleListener:
 
     def progress(self, stage: str, done: int, total: int | None) -> None:
         is_over = done == total
+        seconds = time.monotonic() - self._since.setdefault(stage, time.monotonic())
+        rate = f"{done / seconds:,.0f}/s" if seconds > 0.5 else ""
+        if is_over:
+            del self._since[stage]
         if self._console.is_terminal:
-            self._show_bar(stage, done, total, "", is_over=is_over)
+            self._show_bar(stage, done, total, rate, is_over=is_over)
         elif self._is_time() and not is_over:
-            self._console.print(f"{stage}: {done}{f' of {total}' if total else ''}")
+            self._console.print(f"{stage}: {done:,}{f' of {total:,}' if total else ''} {rate}".rstrip())
 
     def step(self, event: StepEvent) -> None:
         detail = f"loss {event.loss:.4f}"

@@ -8,31 +8,8 @@ import pytest
 
 import truetune
 from conftest import arithmetic_rows, tiny_model, write_jsonl
+from heard import FAST, Heard
 from truetune.data.examples import IGNORED
-
-FAST = {"precision": "fp32", "learning_rate": 1e-3, "logging_steps": 1, "r": 4}
-
-
-class Heard:
-    """A listener that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-    def warn(self, message: str) -> None:
-        self.lines.append(f"warning: {message}")
-
-    def progress(self, stage: str, done: int, total: int | None) -> None:
-        self.lines.append(f"{stage}: {done} of {total}")
-
-    def step(self, event: Any) -> None:
-        self.lines.append(f"step {event.step} of {event.total_steps}")
-
-    def text(self) -> str:
-        return "\n".join(self.lines)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +247,7 @@ def test_strict_data_refuses_what_is_left_out_of_rows_or_of_the_prompt(tiny_base
     settings = {"model": str(tiny_base), "output_dir": tmp_path / "run", "strict": True}
     with pytest.raises(truetune.DataError, match="1 rows cannot be used"):
         truetune.train(data=[*rows, {"foo": 1}], **settings)
-    with pytest.raises(truetune.DataError, match=r'"input" is filled in 1 rows and not used'):
+    with pytest.raises(truetune.DataError, match=r'"input" is filled and not used by the prompt: in 1 row'):
         truetune.train(data=rows, template="Q: {instruction}\nA: {output}", **settings)
     assert not (tmp_path / "run").exists()
 
@@ -390,7 +367,7 @@ def test_a_validation_file_is_used_as_it_is(tiny_base: Path, rows: Path, tmp_pat
     evaluated = [line for line in run.metrics if "eval_loss" in line]
     assert evaluated[0]["eval_supervised_tokens"] == 5 * 2
     empty = write_jsonl(tmp_path / "empty.jsonl", [])
-    with pytest.raises(truetune.DataError, match="0 usable rows"):
+    with pytest.raises(truetune.DataError, match="0 usable validation rows"):
         truetune.train(model=str(tiny_base), data=rows, validation_path=str(empty), output_dir=tmp_path / "other")
 
 

@@ -63,8 +63,11 @@ def load_config(
     overrides: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     required: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """The Config that `source` (a YAML or JSON file, or a mapping), `settings` and `overrides` say; later wins.
+
+    `defaults` are our dotted names with what they are where none of these says it.
 
     `overrides` are "key=value" texts whose values are YAML 1.2. A name may be dotted, bare where it is unique, or one
     that another tool uses; `required` ones must be given. Raises ConfigError with a line for each problem of all.
@@ -78,6 +81,8 @@ def load_config(
         values = _over(values, _named(layer, problems, notices), notices)
     if file is not None:
         problems += [_wrong(name, None) for name in required if name not in values]
+    for given in _mapping({name: value for name, value in (defaults or {}).items() if name not in values}, ""):
+        values[given.name] = _Named(given.name, given.value, given)
     config = _validated(values, problems, may_miss=file is None)
     if problems or config is None:
         raise ConfigError("\n".join(problems))

@@ -1,6 +1,6 @@
 """The names people know from TRL, Axolotl, LLaMA-Factory, Unsloth and the guide, and what they are called here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,19 +57,27 @@ def _choose(when_true: Any, when_false: Any) -> Callable[[Any], Any]:
     return translate
 
 
-def _one(value: Any) -> Any:
-    """Axolotl's and TRL's lists of data sets, where they hold one path."""
+_SOURCE = ("path", "weight", "split", "revision", "data_files", "subset", "field")
+_SOURCE_NAMES = {"name": "subset", "data_name": "subset"}
+
+
+def _places(value: Any) -> Any:
+    """Axolotl's and TRL's lists of data sets: paths, or mappings with a path."""
     match value:
-        case [str(path)]:
-            return path
-        case [{"path": str(path), **rest}] | {"path": str(path), **rest}:
-            if rest:
-                raise ValueError(f"only a path is read here, not {', '.join(map(str, rest))}")
-            return path
-        case list():
-            raise ValueError(f"one path is read here (got {len(value)} entries)")
+        case list() | Mapping():
+            places = [_place(entry) for entry in (value if isinstance(value, list) else [value])]
+            return places[0] if len(places) == 1 and isinstance(places[0], str) else places
         case _:
             return value
+
+
+def _place(entry: Any) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    named = {_SOURCE_NAMES.get(str(name), str(name)): value for name, value in entry.items()}
+    if unknown := [name for name in named if name not in _SOURCE]:
+        raise ValueError(f"{unknown[0]} is not read here; of a data set, {', '.join(_SOURCE)} are")
+    return named["path"] if list(named) == ["path"] else named
 
 
 def _method(value: Any) -> Any:
@@ -98,7 +106,12 @@ def _aliases(target: str, *names: str, translate: Callable[[Any], Any] = lambda 
 
 ALIASES: dict[str, Alias] = {
     **_aliases("model.name_or_path", "model_name_or_path", "model_name", "base_model", "model", "pretrained_model"),
-    **_aliases("model.revision", "model_revision", "revision_of_model"),
+    **_aliases("model.revision", "revision", "model_revision", "revision_of_model"),
+    **_aliases("data.revision", "dataset_revision"),
+    **_aliases("data.split", "dataset_split", "train_split", "dataset_train_split"),
+    **_aliases("data.subset", "dataset_config", "dataset_config_name"),
+    **_aliases("data.num_proc", "dataset_num_proc", "preprocessing_num_workers", "dataset_processes"),
+    **_aliases("data.response_marker", "response_template"),
     **_aliases("model.dtype", "torch_dtype", translate=lambda value: "auto" if value is None else value),
     **_aliases("model.device", "use_cpu", "no_cuda", translate=_when_true("cpu")),
     **_aliases("adapter.method", "finetuning_type", "adapter_type", translate=_method),
@@ -108,8 +121,8 @@ ALIASES: dict[str, Alias] = {
     **_aliases("adapter.target_modules", "lora_target_linear", translate=_when_true("all-linear")),
     **_aliases("adapter.bias", "lora_bias"),
     **_aliases("adapter.init_from", "adapter_name_or_path", "lora_model_dir"),
-    **_aliases("data.path", "dataset", "datasets", "dataset_name", "train_file", "training_file", translate=_one),
-    **_aliases("data.path", "train_path", "data_files", "data_path", translate=_one),
+    **_aliases("data.path", "dataset", "datasets", "dataset_name", "train_file", "training_file", translate=_places),
+    **_aliases("data.path", "train_path", "data_path", translate=_places),
     **_aliases("data.columns", "dataset_text_field", translate=_text_column),
     **_aliases("data.max_length", "max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "model_max_length"),
     **_aliases("data.packing", "sample_packing", "neat_packing"),

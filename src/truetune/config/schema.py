@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+NO_MODEL = "none"
+"""The name of a model that is none: rows are checked without a tokenizer."""
+
 Auto = Literal["auto"]
 Strategy = Literal["no", "steps", "epoch"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -97,28 +100,62 @@ class AdapterConfig(_Section):
     init_from: Text | None = Field(None, description="an adapter's folder, or a run, to go on from on new data")
 
 
+class SourceConfig(_Section):
+    """One of several places that rows come from."""
+
+    path: Text = Field(description="a file, a folder, a glob or a hub id")
+    weight: Positive = Field(1.0, description="how often its rows are taken: 2 twice, 0.5 every other one")
+    split: Text | None = Field(None, description="as data.split, for this place")
+    revision: Text | None = Field(None, description="as data.revision, for this place")
+    data_files: Text | None = Field(None, description="as data.data_files, for this place")
+    subset: Text | None = Field(None, description="as data.subset, for this place")
+    field: Text | None = Field(None, description="as data.field, for this place")
+
+
+Sources = Annotated[
+    Text | Annotated[tuple[Text | SourceConfig, ...], Field(min_length=1)],
+    BeforeValidator(_as_tuple),
+    Field(description="a path, or a list of paths or of {path: …, weight: …}"),
+]
+
+
 class DataConfig(_Section):
     """The rows, and how they become tokens."""
 
-    path: Text | None = Field(None, description="a .json, .jsonl or .csv file")
+    path: Sources | None = Field(None, description="a file, a folder, a glob, a hub id, or a list of such")
+    split: Text | None = Field(None, description="split of a hub id or a folder; null: train")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub id")
+    data_files: Text | None = Field(None, description="file, or glob, inside a hub id or a folder")
+    subset: Text | None = Field(None, description="configuration of a hub id")
+    field: Text | None = Field(None, description="where the rows stand in a .json file: data.items")
     columns: dict[str, str] = Field({}, description="fields to rename first: {body: text}")
     format: Literal["auto", "instruction", "chat", "completion"] = Field("auto", description="auto: row by row")
     template: Literal["auto", "model", "alpaca"] | TemplateText = Field(
         "auto", description="auto, model, alpaca, a .jinja file, or a text with {instruction} and {output}"
     )
     train_on: Literal["assistant", "last_turn", "all"] = Field("assistant", description="what bears loss")
+    response_marker: Text | None = Field(None, description="of text rows, learn what stands behind this")
+    thinking: Literal["keep", "empty", "mask"] = Field(
+        "keep", description="keep: as the template has it; empty: answers behind an empty thought; mask: not learned"
+    )
+    one_example_per_turn: bool = Field(False, description="a row of each answer, so that no thinking is left out")
+    adapt_roles: bool = Field(True, description="fold the system, merge equal roles where the template refuses them")
     max_length: Annotated[int, Field(ge=8)] = Field(2048, description="longest row, in tokens")
     overlong: Literal["drop", "cut_at_turn", "truncate", "error"] = Field(
         "drop", description="what becomes of longer rows"
     )
     invalid_rows: Literal["drop", "error"] = Field("drop", description="what becomes of rows that cannot be used")
-    control_tokens: Literal["reject"] = Field("reject", description="rows whose content holds a control token")
+    control_tokens: Literal["reject", "as_text"] = Field(
+        "reject", description="content that spells a control token: leave its row out, or read it as text"
+    )
+    num_proc: Auto | Count = Field("auto", description="processes that prepare rows; auto: all cores, where it pays")
     packing: Auto | bool = Field("auto", description="fill sequences up to max_length; auto: where 100 steps remain")
     validation_path: Text | None = Field(None, description="a file of validation rows; none are split off then")
     test_size: Annotated[Annotated[int, Field(ge=0)] | Share | None, BeforeValidator(_count_of_none)] = Field(
         None, description="share or number of validation rows; null: 0.1, at most 1000, none under 100 rows"
     )
-    strict: bool = Field(False, description="refuse the data if any row cannot be used")
+    group_by: Text | None = Field(None, description="field whose equal rows share a side of the split")
+    strict: bool = Field(False, description="refuse the data if any row cannot be used, or not as it stands")
 
 
 class TrainingConfig(_Section):

@@ -12,7 +12,8 @@ from truetune.errors import DataError
 from truetune.model.load import context_length
 from truetune.model.source import resolve_model
 from truetune.model.tokenizer import load_tokenizer
-from truetune.pipeline.prepare import Formatting, Source, trace_rows
+from truetune.pipeline.prepare import trace_rows
+from truetune.pipeline.stages import Formatting, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Inspection:
 
 
 def inspect_rows(
-    config: Config, *, source: Source | None = None, formatting: Formatting | None = None, limit: int = 3
+    config: Config, *, source: Rows | None = None, formatting: Formatting | None = None, limit: int = 3
 ) -> Inspection:
     """The first `limit` usable rows as training will see them. Loads the tokenizer, never the weights."""
     model = resolve_model(config.model.name_or_path, revision=config.model.revision)
@@ -66,7 +67,7 @@ def inspect_rows(
         limit=limit,
     )
     if not rows:
-        first = f"; the first: {report.problems[0]}" if report.problems else ""
+        first = f"; the first: {report.problems[0]}" if report.rejected else ""
         raise DataError(f"0 of {report.rows_read} rows are usable{first}")
     inspected = [
         InspectedRow(row.record.where, row.rendered.text, row.tokens, _pieces(row.tokens, tokenizer)) for row in rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from truetune.config.schema import Config
 from truetune.data.examples import Packed, Tokenized
-from truetune.data.packing import pack
+from truetune.data.packing import PackedRows, pack
 from truetune.pipeline.machine import Machine
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.hyperparameters import (
@@ -32,7 +32,7 @@ class RunPlan:
 
     @property
     def is_packed(self) -> bool:
-        return isinstance(self.sequences[0], Packed)
+        return isinstance(self.sequences, PackedRows)
 
 
 def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> RunPlan:
@@ -48,7 +48,7 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     )
     sequences = _sequences(config, prepared, lengths)
     steps = schedule(len(sequences), lengths)
-    is_packed = isinstance(sequences[0], Packed)
+    is_packed = isinstance(sequences, PackedRows)
     choices = tuple(_choices(config, machine, steps, is_packed=is_packed))
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)

@@ -1,56 +1,81 @@
-"""Rows into the tokens a run trains on, with a report of what became of every row."""
+"""Rows into the tokens a run trains on, kept for the next run, with a report of what became of every row."""
 
+import gc
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from truetune.config.schema import Config, DataConfig
-from truetune.data.examples import Completion, Conversation, Example, Instruction, Record, Rendered, Tokenized
-from truetune.data.formats import parse_example
-from truetune.data.read import read_records
-from truetune.data.render import render
-from truetune.data.rules import Problem, Report, RowError
-from truetune.data.split import split_examples
-from truetune.data.templates import Template, load_template
-from truetune.data.tokenize import fit, tokenize
+from truetune.data.cache import cached, code_digest, digest, file_digest, tokenizer_digest
+from truetune.data.examples import Location, Note, Record
+from truetune.data.rules import Problem, Report
+from truetune.data.sources import SourceFile
+from truetune.data.split import linked, place, repeated, row_key, split_rows
+from truetune.data.store import Places, RowWriter, StoredRow, StoredRows, row_batch
+from truetune.data.templates import Template
 from truetune.errors import DataError
+from truetune.files import write_json
 from truetune.listener import Listener, LogListener
+from truetune.model.source import cache_directory
+from truetune.pipeline.stages import (
+    Account,
+    Formatting,
+    Row,
+    RowPath,
+    Rows,
+    chunks,
+    data_files,
+    length_limit,
+    load_data_template,
+)
+from truetune.pipeline.workers import dealt, usable_processes
 
-Source = str | Path | Iterable[Mapping[str, Any]]
-Formatting = Callable[[Mapping[str, Any]], Any]
-
-_CHUNK = 1_000
-_NOTES = {
-    "number-as-text": "{n} rows hold numbers or booleans in text fields; they are read as their JSON text",
-    "dropped-by-template": "{n} rows hold answer text that the chat template leaves out (thinking, as a rule)",
+_LIBRARIES = ("truetune", "transformers", "tokenizers")
+_POLICIES = {
+    "strict",
+    "packing",
+    "path",
+    "split",
+    "revision",
+    "data_files",
+    "subset",
+    "field",
+    "validation_path",
+    "num_proc",
 }
+"""Data settings that do not shape the tokens, or do so through the files they name."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row at every stage of its way; `tokens` is what is trained on, within the length limit."""
-
-    record: Record
-    example: Example
-    rendered: Rendered
-    tokens: Tokenized
+_FILES = ("prepared.json", "tokens.arrow", "index.arrow", "train.npy", "validation.npy")
+_WORTH_PROCESSES = 1_000_000
+"""Bytes of data from which on forked processes gain more than they cost."""
+_MOST_PROCESSES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedDataset:
-    """What a run trains on. `formats` counts the kept rows by format, `fingerprint` digests all tokens and labels."""
+    """What a run trains on, memory-mapped. `formats` counts the kept rows by format.
 
-    train: tuple[Tokenized, ...]
-    validation: tuple[Tokenized, ...]
+    `fingerprint` digests all tokens, labels, weights and the split; `first_learned` is what the first row learns.
+    `folder` is where the rows lie, None for rows from Python, which are kept for this process alone.
+    """
+
+    train: StoredRows
+    validation: StoredRows
     report: Report
     template: Template
     formats: Mapping[str, int]
     fingerprint: str
-    first: Row
+    first_learned: tuple[str, ...]
+    folder: Path | None
+    keeper: Any = None
 
 
 def prepare_rows(
@@ -58,45 +83,60 @@ def prepare_rows(
     *,
     tokenizer: Any,
     context_length: int | None = None,
-    source: Source | None = None,
+    source: Rows | None = None,
     formatting: Formatting | None = None,
     listener: Listener | None = None,
 ) -> PreparedDataset:
     """Reads, renders, tokenizes and splits the rows of `source` (default: data.path), every unusable row counted.
 
+    Rows of files are prepared once and then found again, until anything that shapes them changes.
+
     Raises DataError where no row is usable, or where `data.invalid_rows` or `data.overlong` is error and one is not.
     """
-    listener = listener or LogListener()
-    data = config.data
-    template = load_template(tokenizer, template=data.template, train_on=data.train_on)
-    max_length = length_limit(data, context_length)
-    reader = _Reader(data, template, max_length, formatting, listener)
-    kept = list(reader.read(data.path or "" if source is None else source, stage="preparing rows"))
-    _refuse_if_strict(data, reader)
-    if not kept:
-        raise _nothing_usable(reader, max_length)
-    held_out, validation_reader = _validation_rows(config, reader, kept)
-    train = [row for row, is_held in zip(kept, held_out, strict=True) if not is_held]
-    validation = [row for row, is_held in zip(kept, held_out, strict=True) if is_held]
-    if validation_reader:
-        validation = list(validation_reader.read(data.validation_path or "", stage="preparing validation rows"))
-        if not validation:
-            raise _nothing_usable(validation_reader, max_length)
-    formats = Counter(_format_name(row.example) for row in kept)
-    return PreparedDataset(
-        train=tuple(row.tokens for row in train),
-        validation=tuple(row.tokens for row in validation),
-        report=Report(
-            reader.rows_read,
-            len(kept),
-            tuple(reader.problems),
-            _stats(train, validation, reader, formats, max_length),
-        ),
-        template=template,
-        formats=formats,
-        fingerprint=_fingerprint([*train, *validation]),
-        first=train[0],
+    prepared = examine_rows(
+        config,
+        tokenizer=tokenizer,
+        context_length=context_length,
+        source=source,
+        formatting=formatting,
+        listener=listener,
     )
+    _refuse_if_strict(config.data, prepared.report)
+    if not len(prepared.train) or (config.data.validation_path and not len(prepared.validation)):
+        raise _nothing_usable(prepared.report, is_validation=bool(len(prepared.train)))
+    return prepared
+
+
+def examine_rows(
+    config: Config,
+    *,
+    tokenizer: Any,
+    context_length: int | None = None,
+    source: Rows | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+) -> PreparedDataset:
+    """As prepare_rows, for whoever wants the report also of data that nothing can be learned from."""
+    listener = listener or LogListener()
+    template = load_data_template(config.data, tokenizer)
+    max_length = length_limit(config.data, context_length)
+    preparation = _Preparation(config, template, max_length, formatting, listener)
+    training, validation = data_files(config, listener) if source is None else ([], [])
+    inputs: list[SourceFile | Rows] = [*training] if source is None else [source]
+    if source is None and formatting is None:
+        key = _key(config, [*training, *validation], template, max_length)
+        folder = cached(
+            cache_directory() / "prepared",
+            key,
+            lambda staged: preparation.write(staged, inputs, validation),
+            is_whole=lambda folder: all((folder / name).is_file() for name in _FILES),
+            on_wait=lambda: listener.say("another process is preparing these rows: waiting for it"),
+        )
+        return _opened(folder, template, folder=folder)
+    keeper = tempfile.TemporaryDirectory(prefix="truetune-")
+    folder = Path(keeper.name)
+    preparation.write(folder, inputs, validation)
+    return _opened(folder, template, folder=None, keeper=keeper)
 
 
 def trace_rows(
@@ -104,185 +144,286 @@ def trace_rows(
     *,
     tokenizer: Any,
     context_length: int | None = None,
-    source: Source | None = None,
+    source: Rows | None = None,
     formatting: Formatting | None = None,
-    limit: int | None = None,
+    limit: int,
 ) -> tuple[list[Row], Report]:
     """The first `limit` usable rows at every stage, for `inspect`, and the report of what was read for them."""
-    data = config.data
-    template = load_template(tokenizer, template=data.template, train_on=data.train_on)
-    max_length = length_limit(data, context_length)
-    reader = _Reader(data, template, max_length, formatting, LogListener())
-    kept = list(islice(reader.read(data.path or "" if source is None else source, stage="reading rows"), limit))
-    return kept, Report(reader.rows_read, len(kept), tuple(reader.problems))
+    listener = LogListener()
+    template = load_data_template(config.data, tokenizer)
+    max_length = length_limit(config.data, context_length)
+    path, account = RowPath(config.data, template, max_length=max_length), Account()
+    inputs: list[SourceFile | Rows] = [source] if source is not None else [*data_files(config, listener)[0]]
+    kept: list[Row] = []
+    for chunk in chunks(inputs, formatting, size=max(limit, 10)):
+        rows, of_chunk = path.take(chunk)
+        account.add(of_chunk)
+        kept += rows
+        if len(kept) >= limit:
+            break
+    tally = account.tally
+    report = Report(account.rows_read, account.rows_kept, (*tally.errors, *tally.warnings()), dict(tally.rejected))
+    return kept[:limit], report
 
 
-def length_limit(data: DataConfig, context_length: int | None) -> int:
-    """data.max_length, or the model's context where that is shorter."""
-    return min(data.max_length, context_length or data.max_length)
-
-
-def shaped_records(source: Source, formatting: Formatting | None) -> Iterator[Record]:
-    """The rows of `source` after the user's own function: text, prompt + completion, or messages."""
-    for record in read_records(source):
-        yield record if formatting is None else Record(_shape(formatting(record.fields), record), record.where)
-
-
-def _shape(formatted: Any, record: Record) -> Mapping[str, Any]:
-    match formatted:
-        case str(text):
-            return {"text": text}
-        case Mapping() as fields:
-            return fields
-        case list(messages):
-            return {"messages": messages}
-        case other:
-            raise DataError(
-                f"{record.where}: the formatting function returned {type(other).__name__}",
-                hint="return a text, a mapping with prompt and completion (or messages), or a list of messages",
-            )
-
-
-class _Reader:
-    """Takes rows through parse, render, tokenize and fit, and keeps count of those that fall out."""
+class _Preparation:
+    """Writes prepared rows, their split and their report into a folder."""
 
     def __init__(
-        self, data: DataConfig, template: Template, max_length: int, formatting: Formatting | None, listener: Listener
+        self,
+        config: Config,
+        template: Template,
+        max_length: int,
+        formatting: Formatting | None,
+        listener: Listener,
     ) -> None:
-        self.data = data
+        self.config = config
         self.template = template
         self.max_length = max_length
         self.formatting = formatting
         self.listener = listener
-        self.problems: list[Problem] = []
-        self.rows_read = 0
-        self.longest = 0
-        self.notes: Counter[str] = Counter()
+        self.account = Account()
+        self._path = RowPath(config.data, template, max_length=max_length)
 
-    def read(self, source: Source, *, stage: str) -> Iterator[Row]:
-        """The usable rows, in order."""
-        records = shaped_records(source, self.formatting)
-        while chunk := list(islice(records, _CHUNK)):
-            self.rows_read += len(chunk)
-            yield from self._tokenized([row for record in chunk if (row := self._rendered(record))])
-            self.listener.progress(stage, self.rows_read, None)
-        self.listener.progress(stage, self.rows_read, self.rows_read)
+    def write(self, folder: Path, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> None:
+        content = self._write_rows(folder, [*inputs, *validation])
+        stored = StoredRows.open(folder)
+        train, held_out = self._split(stored, inputs, has_validation=bool(validation))
+        np.save(folder / "train.npy", train)
+        np.save(folder / "validation.npy", held_out)
+        for places in (train, held_out):
+            content.update(places.tobytes())
+        document = {
+            "report": self._report(stored, train, held_out).as_json(),
+            "fingerprint": content.hexdigest(),
+            "first_learned": self.account.first_learned,
+            "formats": dict(self.account.formats),
+        }
+        write_json(folder / "prepared.json", document)
 
-    def _rendered(self, record: Record) -> tuple[Record, Example, Rendered] | None:
+    def _write_rows(self, folder: Path, inputs: Sequence[SourceFile | Rows]) -> Any:
+        content, stage, account = hashlib.sha256(), "preparing rows", self.account
+        writer = RowWriter(folder)
+        # Rows hold no cycles; without this each collection walks all of torch and transformers, a sixth of the time.
+        gc.freeze()
         try:
-            example = parse_example(record, format=self.data.format, columns=self.data.columns)
-            return record, example, render(example, template=self.template)
-        except RowError as error:
-            self._reject(error, record)
-            return None
+            for batch, of_chunk in self._batches(inputs):
+                account.add(of_chunk)
+                content.update(writer.write(batch))
+                self.listener.progress(stage, account.rows_read, None)
+        finally:
+            gc.unfreeze()
+            writer.close()
+        self.listener.progress(stage, account.rows_read, account.rows_read)
+        return content
 
-    def _tokenized(self, rows: Sequence[tuple[Record, Example, Rendered]]) -> Iterator[Row]:
-        tokens = tokenize([rendered for _, _, rendered in rows], tokenizer=self.template.tokenizer)
-        for (record, example, rendered), row in zip(rows, tokens, strict=True):
-            if isinstance(row, RowError):
-                self._reject(row, record)
-                continue
-            self.longest = max(self.longest, len(row.input_ids))
-            fitting = fit(row, max_length=self.max_length, overlong=self.data.overlong)
-            if fitting is None:
-                self._reject(self._overlong(row), record)
-                continue
-            self.notes.update(set(rendered.notes))
-            yield Row(record, example, rendered, fitting)
+    def _batches(self, inputs: Sequence[SourceFile | Rows]) -> Iterator[tuple[Any, Account]]:
+        """The rows in Arrow batches, in order, with an account of each: made here, or dealt out to processes."""
+        processes = self._processes(inputs)
+        if processes == 1:
+            yield from map(self._batch, chunks(inputs, self.formatting))
+            return
 
-    def _overlong(self, row: Tokenized) -> RowError:
-        message = f"{len(row.input_ids)} tokens, over the limit of {self.max_length}"
-        return RowError("overlong", message, hint="raise data.max_length, or set data.overlong to cut_at_turn")
+        def produce(number: int, count: int) -> Iterator[tuple[Any, Account]]:
+            # Each process reads all rows, which costs a fiftieth of the rest, and takes every count-th chunk.
+            return map(self._batch, islice(chunks(inputs, self.formatting), number, None, count))
 
-    def _reject(self, error: RowError, record: Record) -> None:
-        problem = Problem.of(error, record.where)
-        policy = self.data.overlong if error.code == "overlong" else self.data.invalid_rows
-        if policy == "error":
-            raise DataError(str(problem), hint=problem.hint)
-        self.problems.append(problem)
+        yield from dealt(produce, processes=processes)
+
+    def _processes(self, inputs: Sequence[SourceFile | Rows]) -> int:
+        """How many processes are worth their start; what is the user's own Python stays in this one."""
+        wanted, files = self.config.data.num_proc, [each for each in inputs if isinstance(each, SourceFile)]
+        if len(files) < len(inputs) or self.formatting or wanted == 1:
+            return 1
+        pays = sum(file.path.stat().st_size for file in files) >= _WORTH_PROCESSES
+        return min(usable_processes(), wanted if wanted != "auto" else _MOST_PROCESSES if pays else 1)
+
+    def _batch(self, chunk: Sequence[tuple[int, Record]]) -> tuple[Any, Account]:
+        rows, account = self._path.take(chunk)
+        return row_batch([self._stored(row, account) for row in rows]), account
+
+    def _stored(self, row: Row, account: Account) -> StoredRow:
+        key = row_key(row.rendered.text)
+        return StoredRow(row.tokens, key, self._group(row, key, account), row.file, row.record.where.line)
+
+    def _group(self, row: Row, key: int, account: Account) -> int:
+        """The digest of the row's group; its own key where it has none."""
+        name = self.config.data.group_by
+        if name is None:
+            return key
+        value = row.record.fields.get(name)
+        if value is None:
+            account.tally.note([Note("absent-group", name)], row.record.where)
+            return key
+        return row_key(json.dumps([name, value], sort_keys=True, default=str))
+
+    def _split(
+        self, stored: StoredRows, inputs: Sequence[SourceFile | Rows], *, has_validation: bool
+    ) -> tuple[Places, Places]:
+        """The places of the rows to train on, as often as their file's weight says, and of those to validate on."""
+        files, keys = stored.column("file"), stored.column("key")
+        is_held_out = files >= len(inputs)
+        if not has_validation and len(keys):
+            groups = linked(keys, stored.column("group")) if self.config.data.group_by else keys
+            is_held_out = split_rows(groups, test_size=self._test_size(), seed=self.config.training.seed)
+        weights = np.array([getattr(source, "weight", 1.0) for source in inputs] or [1.0])
+        train = _weighted(np.flatnonzero(~is_held_out), files, keys, weights, self.config.training.seed)
+        return train, np.flatnonzero(is_held_out)
+
+    def _test_size(self) -> float | int | None:
+        wants_none = self.config.evaluation.eval_strategy == "no" and self.config.data.test_size is None
+        return 0 if wants_none else self.config.data.test_size
+
+    def _report(self, stored: StoredRows, train: Places, held_out: Places) -> Report:
+        account = self.account
+        problems = [*account.tally.errors, *account.tally.warnings(), *self._findings(stored, train, held_out)]
+        stats = {
+            "formats": dict(account.formats),
+            "read_from": dict(account.forms.most_common()),
+            "train_rows": len(train),
+            "validation_rows": len(held_out),
+            "tokens": account.tokens,
+            "supervised_tokens": account.supervised_tokens,
+            "max_length": self.max_length,
+            "longest_row_tokens": account.longest,
+            "train_on": self.config.data.train_on,
+            "terminator": self.template.terminator,
+            "bos": self.template.bos,
+        }
+        return Report(account.rows_read, account.rows_kept, tuple(problems), dict(account.tally.rejected), stats)
+
+    def _findings(self, stored: StoredRows, train: Places, held_out: Places) -> Iterable[Problem]:
+        """What only all rows together show."""
+        keys, files, lines = (stored.column(name) for name in ("key", "file", "line"))
+        if not len(keys):
+            return
+
+        def where(row: int) -> Location:
+            start = self.account.places[int(files[row])]
+            return Location(start.path, int(lines[row]), start.unit)
+
+        yield from data_findings(self.account, where(0))
+        again, first = repeated(keys)
+        if first is not None:
+            yield repeated_rows(again, where(first))
+        leaked = np.isin(keys[held_out], keys[np.unique(train)])
+        if leaked.any():
+            row = int(held_out[int(np.argmax(leaked))])
+            message = f"validation rows are training rows too: {int(leaked.sum())}"
+            hint = "take them out of data.validation_path"
+            yield Problem("leaked-rows", "warning", message, where(row), hint=hint, rows=int(leaked.sum()))
+        if self.account.formats["chat"] and not self.template.terminator:
+            message = "no stop token: the template does not close the assistant's turn, so the model may not stop"
+            yield Problem("no-stop-token", "warning", message, where(0), hint="name another data.template")
+        if self.template.prints_date and self.account.formats.keys() - {"text"}:
+            message = "the template prints today's date into every row, so another day's prompts differ from these"
+            hint = "name a data.template (.jinja) with a fixed date, if answers must not hang on it"
+            yield Problem("dated-template", "warning", message, where(0), hint=hint)
+        if joined := self._joined_as_text():
+            yield Problem("joined-as-text", "note", joined, where(0))
+
+    def _joined_as_text(self) -> str:
+        count = self.account.formats["completion"]
+        if not count or not self.template.chat or self.template.completion_as_chat:
+            return ""
+        pairs = f"{count} rows of prompt + completion are joined as plain text"
+        return f"{pairs}; data.template=model sends them through the model's chat template instead"
 
 
-def _validation_rows(config: Config, reader: _Reader, kept: Sequence[Row]) -> tuple[list[bool], _Reader | None]:
-    """Which kept rows are held out, or the reader of the validation file where there is one."""
-    data = config.data
-    if data.validation_path:
-        separate = _Reader(data, reader.template, reader.max_length, reader.formatting, reader.listener)
-        return [False] * len(kept), separate
-    wants_none = config.evaluation.eval_strategy == "no" and data.test_size is None
-    size = 0 if wants_none else data.test_size
-    return split_examples([row.rendered.text for row in kept], test_size=size, seed=config.training.seed), None
+def data_findings(account: Account, where: Location) -> Iterable[Problem]:
+    """What is told of the rows' forms."""
+    if len(account.forms) > 1:
+        forms = ", ".join(f"{form} ({count} rows)" for form, count in account.forms.most_common())
+        yield Problem(
+            "mixed-formats",
+            "note",
+            f"the rows have several formats: {forms}",
+            where,
+            hint="nothing need be done if that is meant; data.format reads one of them only",
+        )
 
 
-def _refuse_if_strict(data: DataConfig, reader: "_Reader") -> None:
-    """Strict data loses nothing: no row, no field, no part of an answer."""
-    if not data.strict:
-        return
-    if problems := reader.problems:
-        raise DataError(f"{len(problems)} rows cannot be used, the first: {problems[0]}", hint=problems[0].hint)
-    if reader.notes:
-        notes = "; ".join(_note(*each) for each in sorted(reader.notes.items()))
-        raise DataError(f"data.strict: {notes}", hint="mend the rows, or set data.strict to false")
-
-
-def _nothing_usable(reader: _Reader, max_length: int) -> DataError:
-    """0 usable rows: the count and the first place of each reason."""
-    if not reader.problems:
-        return DataError("0 usable rows: the data holds no rows", hint="give a file with one object a line")
-    report = Report(reader.rows_read, 0, tuple(reader.problems))
-    reasons = "; ".join(f"{count} × {code}, first {report.first(code)}" for code, count in report.counts().items())
-    total = f"{reader.rows_read} of {reader.rows_read} rejected with max_length {max_length}"
-    return DataError(
-        f"0 usable rows, so no trainable (supervised) token: {total}: {reasons}",
-        hint=reader.problems[0].hint,
+def repeated_rows(count: int, where: Location) -> Problem:
+    """The finding that rows equal earlier ones."""
+    return Problem(
+        "duplicate-rows",
+        "warning",
+        f"rows equal an earlier one: {count}; they share its side of the split",
+        where,
+        hint="take them out, unless they are meant to count so often",
+        rows=count,
     )
 
 
-def _stats(
-    train: Sequence[Row], validation: Sequence[Row], reader: _Reader, formats: Mapping[str, int], max_length: int
-) -> dict[str, Any]:
-    rows = [*train, *validation]
-    return {
-        "formats": dict(formats),
-        "train_rows": len(train),
-        "validation_rows": len(validation),
-        "tokens": sum(len(row.tokens.input_ids) for row in rows),
-        "supervised_tokens": sum(row.tokens.supervised for row in rows),
-        "max_length": max_length,
-        "longest_row_tokens": reader.longest,
-        "train_on": reader.data.train_on,
-        "terminator": reader.template.terminator,
-        "bos": reader.template.bos,
-        "notes": [*_format_notes(reader.template, formats), *(_note(*each) for each in sorted(reader.notes.items()))],
-    }
+def _weighted(places: Places, files: Any, keys: Any, weights: Any, seed: int) -> Places:
+    """The places as often as their files' weights say; of a fraction, a seeded choice of rows."""
+    if (weights == 1.0).all():
+        return places
+    wanted = weights[files[places]]
+    whole = np.floor(wanted)
+    is_extra = place(keys[places], seed, purpose="weight") < wanted - whole
+    return np.repeat(places, whole.astype(np.int64) + is_extra)
 
 
-def _format_notes(template: Template, formats: Mapping[str, int]) -> list[str]:
-    if formats.get("completion") and template.chat and not template.completion_as_chat:
-        pairs = f"{formats['completion']} rows of prompt + completion are joined as plain text"
-        return [f"{pairs}; data.template=model sends them through the model's chat template instead"]
-    return []
+def _key(config: Config, files: Sequence[SourceFile], template: Template, max_length: int) -> str:
+    """A digest of all that shapes prepared rows."""
+    data = config.data.model_dump(mode="json", exclude=_POLICIES)
+    return digest(
+        {
+            "versions": {name: metadata.version(name) for name in _LIBRARIES},
+            "code": code_digest("truetune.data", "truetune.pipeline"),
+            "files": [(file.name, file.weight, file.field, file.split, file_digest(file.path)) for file in files],
+            "validates": (bool(config.data.validation_path), config.evaluation.eval_strategy == "no"),
+            "tokenizer": tokenizer_digest(template.tokenizer),
+            "template": (template.chat, template.text, template.completion_as_chat),
+            "max_length": max_length,
+            "seed": config.training.seed,
+            "data": data,
+        }
+    )
 
 
-def _note(code: str, count: int) -> str:
-    if code.startswith("not-rendered:"):
-        return f'the field "{code.partition(":")[2]}" is filled in {count} rows and not used by the prompt'
-    return _NOTES[code].format(n=count) if code in _NOTES else f"{count} rows: {code}"
+def _opened(path: Path, template: Template, **options: Any) -> PreparedDataset:
+    document = json.loads((path / "prepared.json").read_text(encoding="utf-8"))
+    rows = StoredRows.open(path)
+    return PreparedDataset(
+        train=rows.select(np.load(path / "train.npy")),
+        validation=rows.select(np.load(path / "validation.npy")),
+        report=Report.from_json(document["report"]),
+        template=template,
+        formats=document["formats"],
+        fingerprint=document["fingerprint"],
+        first_learned=tuple(document["first_learned"]),
+        **options,
+    )
 
 
-def _format_name(example: Example) -> str:
-    match example:
-        case Conversation():
-            return "chat"
-        case Instruction():
-            return "instruction"
-        case Completion(prompt=""):
-            return "text"
-        case Completion():
-            return "completion"
+def _refuse_if_strict(data: DataConfig, report: Report) -> None:
+    """Strict data loses nothing: no row, no field, no part of an answer; and nothing in it is changed."""
+    if not data.strict:
+        return
+    if report.rejected:
+        first = report.problems[0]
+        raise DataError(f"{report.rows_rejected} rows cannot be used, the first: {first}", hint=first.hint)
+    if told := [problem for problem in report.problems if problem.code not in _HARMLESS]:
+        raise DataError(
+            f"data.strict: {'; '.join(map(str, told))}", hint="mend the rows, or set data.strict to false"
+        )
 
 
-def _fingerprint(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.tokens.input_ids, row.tokens.labels)).encode())
-    return digest.hexdigest()
+_HARMLESS = {"dated-template", "mixed-formats", "joined-as-text", "duplicate-rows"}
+"""Findings of rows that are learned just as they stand."""
+
+
+def _nothing_usable(report: Report, *, is_validation: bool) -> DataError:
+    """0 usable rows: the count and the first place of each reason."""
+    kind = "0 usable validation rows" if is_validation else "0 usable rows"
+    if not report.rows_read:
+        return DataError(f"{kind}: the data holds no rows", hint="give a file with one object a line")
+    reasons = "; ".join(f"{count} × {code}, first {report.first(code)}" for code, count in report.rejected.items())
+    limit = report.stats["max_length"]
+    total = f"{report.rows_rejected} of {report.rows_read} rejected with max_length {limit}"
+    return DataError(
+        f"{kind}, so no trainable (supervised) token: {total}: {reasons}",
+        hint=report.problems[0].hint if report.problems else None,
+    )

@@ -10,14 +10,16 @@ from typing import Any, Literal
 from truetune.config.load import dump_config, load_config
 from truetune.config.schema import Config
 from truetune.data.examples import Record
-from truetune.data.read import require_readable
+from truetune.data.sources import require_source
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.tokenizer import with_chat_template
+from truetune.pipeline.check import tell_data, tell_split
 from truetune.pipeline.machine import Machine, ask_machine, load_base_model
 from truetune.pipeline.plan import keep_decisions, plan_run, train_job
-from truetune.pipeline.prepare import Formatting, PreparedDataset, prepare_rows, shaped_records
+from truetune.pipeline.prepare import PreparedDataset, prepare_rows
+from truetune.pipeline.stages import Formatting, Rows, data_files, shaped_records, sources
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 
 Resume = Literal["never", "auto", "newest"] | Path
@@ -83,15 +85,16 @@ def train_run(
     """
     listener = listener or LogListener()
     if config.data.path is None and rows is None:
-        raise ConfigError("data.path is missing", hint="name a .json, .jsonl or .csv file, or pass rows")
+        raise ConfigError("data.path is missing", hint="name a file, a folder or a hub id, or pass rows")
     if rows is None:
-        require_readable(Path(config.data.path or ""))
-    directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(config.data.path))
+        for place in sources(config.data):
+            require_source(place)
+    directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(_data_name(config)))
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
     if resume_from is not None and directory.config.exists():
         config = keep_decisions(config, load_config(directory.config).config)
     machine = ask_machine(config, listener)
-    source = config.data.path or "" if rows is None else list(rows)
+    source = list(rows) if rows is not None and iter(rows) is rows else rows  # A generator ends with its first use.
     prepared = prepare_rows(
         config,
         tokenizer=machine.tokenizer,
@@ -100,7 +103,8 @@ def train_run(
         formatting=formatting,
         listener=listener,
     )
-    _tell_data(prepared, listener)
+    tell_data(prepared.report, listener)
+    tell_split(prepared, listener)
     training = _Training(config, directory, machine, prepared, listener)
     training.tell_plan()
     if dry_run:
@@ -117,8 +121,7 @@ def train_run(
     model, isolates = training.load()
     if overwrite and resume_from is None:
         directory.clear()
-    own_rows = None if rows is None and formatting is None else shaped_records(source, formatting)
-    training.write_start(model, own_rows, resume_from)
+    training.write_start(model, _own_rows(config, source, formatting, listener), resume_from)
     try:
         training.train(model, isolates=isolates, resume_from=resume_from, callbacks=callbacks)
     except BaseException as error:
@@ -298,23 +301,22 @@ class _Training:
             self.listener.warn(self.plan.warning)
 
 
-def _tell_data(prepared: PreparedDataset, listener: Listener) -> None:
-    report, stats = prepared.report, prepared.report.stats
-    for code, count in report.counts().items():
-        listener.warn(f"{count} of {report.rows_read} rows left out: {code}; first: {report.first(code)}")
-    for note in stats["notes"]:
-        listener.warn(note)
-    if not prepared.template.terminator:
-        listener.warn("no stop token: the template does not close the assistant's turn, so the model may not stop")
-    split = f"{stats['train_rows']} to train, {stats['validation_rows']} to validate"
-    listener.say(
-        f"{report.rows_kept} of {report.rows_read} rows kept ({split}); {stats['tokens']:,} tokens, "
-        f"{stats['supervised_tokens']:,} learned; longest row {stats['longest_row_tokens']} tokens, "
-        f"limit {stats['max_length']}"
-    )
-    listener.say(
-        f"loss on: {stats['train_on']}; first row learns: {' | '.join(map(repr, prepared.first.rendered.learned()))}"
-    )
+def _own_rows(
+    config: Config, rows: Rows | None, formatting: Formatting | None, listener: Listener
+) -> Iterable[Record] | None:
+    """The rows as the run's directory keeps them: from Python, or through a function of the user's."""
+    if rows is not None:
+        return shaped_records(rows, formatting)
+    if formatting is None:
+        return None
+    return (record for file in data_files(config, listener)[0] for record in shaped_records(file, formatting))
+
+
+def _data_name(config: Config) -> str | None:
+    """What the run is named after."""
+    path = config.data.path
+    first = path if path is None or isinstance(path, str) else path[0]
+    return first if first is None or isinstance(first, str) else first.path
 
 
 def _where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool, listener: Listener) -> Path | None:

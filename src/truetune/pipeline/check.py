@@ -1,0 +1,121 @@
+"""`truetune check` and `truetune prepare`: what becomes of every row, before it costs anything."""
+
+from dataclasses import replace
+from typing import Any
+
+from truetune.config.schema import NO_MODEL, Config
+from truetune.data.examples import Location
+from truetune.data.rules import Report
+from truetune.data.sources import require_source
+from truetune.data.split import row_key
+from truetune.listener import Listener, LogListener
+from truetune.model.load import context_length
+from truetune.model.source import resolve_model
+from truetune.model.tokenizer import load_tokenizer
+from truetune.pipeline.prepare import PreparedDataset, data_findings, examine_rows, prepare_rows, repeated_rows
+from truetune.pipeline.stages import Account, Formatting, RowPath, Rows, chunks, data_files, sources
+
+_FOUND_NOT_REFUSED = {"invalid_rows": "drop", "overlong": "drop", "strict": False}
+
+
+def check_rows(
+    config: Config,
+    *,
+    source: Rows | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+) -> Report:
+    """Every finding in the rows, none of them raised.
+
+    With a model, as its tokenizer and template take the rows; without one, as far as the rows alone can tell.
+    """
+    listener = listener or LogListener()
+    _require_sources(config, source)
+    policies = {name: value for name, value in _FOUND_NOT_REFUSED.items() if _stops(config, name)}
+    lenient = config.model_copy(update={"data": config.data.model_copy(update=policies)})
+    if config.model.name_or_path == NO_MODEL:
+        return _read_only(lenient, source, formatting, listener)
+    return examine_rows(lenient, source=source, formatting=formatting, listener=listener, **_tokenizer(config)).report
+
+
+def prepare(
+    config: Config,
+    *,
+    source: Rows | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+) -> PreparedDataset:
+    """The rows as training will read them, kept on disk for it. Loads the tokenizer, never the weights."""
+    _require_sources(config, source)
+    return prepare_rows(config, source=source, formatting=formatting, listener=listener, **_tokenizer(config))
+
+
+def tell_data(report: Report, listener: Listener) -> None:
+    """A line for each kind of finding, and what the rows were taken for."""
+    for form, count in report.stats["read_from"].items():
+        listener.say(f"read as {form}: {count:,} rows")
+    for code, count in report.rejected.items():
+        listener.warn(f"{count} of {report.rows_read} rows left out: {code}; first: {report.first(code)}")
+    for problem in report.warnings:
+        tell = listener.warn if problem.severity == "warning" else listener.say
+        tell(f"{problem.message}; first: {problem.where}")
+
+
+def tell_split(prepared: PreparedDataset, listener: Listener) -> None:
+    """How many rows and tokens are trained on, and what the first row learns."""
+    report, stats = prepared.report, prepared.report.stats
+    weighed = " by their weights" if stats["train_rows"] + stats["validation_rows"] != report.rows_kept else ""
+    split = f"{stats['train_rows']} to train{weighed}, {stats['validation_rows']} to validate"
+    listener.say(
+        f"{report.rows_kept} of {report.rows_read} rows kept ({split}); {stats['tokens']:,} tokens, "
+        f"{stats['supervised_tokens']:,} learned; longest row {stats['longest_row_tokens']} tokens, "
+        f"limit {stats['max_length']}"
+    )
+    closed = f"; answers end with {stats['terminator']!r}" if stats["terminator"] else ""
+    learned = " | ".join(map(repr, prepared.first_learned))
+    listener.say(f"loss on: {stats['train_on']}{closed}; first row learns: {learned}")
+
+
+def _stops(config: Config, name: str) -> bool:
+    return getattr(config.data, name) in ("error", True)
+
+
+def _require_sources(config: Config, source: Rows | None) -> None:
+    if source is None:
+        for place in sources(config.data):
+            require_source(place)
+
+
+def _tokenizer(config: Config) -> dict[str, Any]:
+    """The model's tokenizer and context, without its weights."""
+    model, trust = config.model, config.model.trust_remote_code
+    found = resolve_model(model.name_or_path, revision=model.revision)
+    return {
+        "tokenizer": load_tokenizer(found, trust_remote_code=trust),
+        "context_length": context_length(found, trust_remote_code=trust),
+    }
+
+
+def _read_only(config: Config, source: Rows | None, formatting: Formatting | None, listener: Listener) -> Report:
+    """What the rows alone tell: whether they can be read, as what, and how many are equal."""
+    path, account = RowPath(config.data), Account()
+    inputs = [source] if source is not None else [file for files in data_files(config, listener) for file in files]
+    keys: set[int] = set()
+    repeats: list[Location] = []
+    first: Location | None = None
+    for chunk in chunks(inputs, formatting):
+        for number, record, example in path.examples(chunk, account):
+            first = first or record.where
+            account.keep(example, example.notes, number, record.where)
+            key = row_key(repr(replace(example, where=first, notes=(), form="")))
+            if key in keys:
+                repeats.append(record.where)
+            keys.add(key)
+        listener.progress("reading rows", account.rows_read, None)
+    listener.progress("reading rows", account.rows_read, account.rows_read)
+    findings = [*data_findings(account, first)] if first else []
+    if repeats:
+        findings.append(repeated_rows(len(repeats), repeats[0]))
+    problems = (*account.tally.errors, *account.tally.warnings(), *findings)
+    stats = {"formats": dict(account.formats), "read_from": dict(account.forms.most_common())}
+    return Report(account.rows_read, account.rows_kept, problems, dict(account.tally.rejected), stats)

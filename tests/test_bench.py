@@ -1,0 +1,33 @@
+"""The benchmarks run, each by one command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import arithmetic_rows, write_jsonl
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (["preparation.py", "--rounds", "1"], "of encode_batch's rate"),
+        (["preparation_memory.py", "--rows", "200", "2000"], "bytes a row more"),
+    ],
+)
+def test_a_benchmark_prints_its_ratios(tmp_path: Path, program: list[str], words: str) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", arithmetic_rows(50))
+    done = subprocess.run(
+        [sys.executable, str(BENCH / program[0]), *program[1:]],
+        env={**os.environ, "TRUETUNE_DATA": str(data)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout

@@ -231,6 +231,19 @@ def test_g12_what_the_template_removed_is_counted_in_turns_and_rows_and_strict_d
         prepared(data, tokenizer, strict=True)
 
 
+def test_g10_folded_and_merged_rows_are_counted(tmp_path: Path) -> None:
+    from conftest import STRICT
+    from traced import chat
+
+    rows = [chat("s:Be brief.", "u:hi", "a:yo"), chat("u:hi", "u:hi", "a:yo"), chat("u:hi", "a:yo")]
+    report = prepared(write_jsonl(tmp_path / "a.jsonl", rows), byte_tokenizer(chat_template=STRICT)).report
+    assert "folded" in report.first("system-folded").message
+    assert report.first("system-folded").message.endswith("in 1 row")
+    assert "merged" in report.first("turns-merged").message
+    assert report.first("turns-merged").message.endswith("1 turn in 1 row")
+    assert report.rows_kept == 3
+
+
 def test_a_template_that_prints_the_date_is_told(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "a.jsonl", arithmetic_rows(2))
     dated = byte_tokenizer(chat_template="{{ strftime_now('%Y-%m-%d') }}" + CHATML)

@@ -47,10 +47,10 @@ NOTES: Mapping[str, NoteRule] = {
         counts_turns=True,
     ),
     "system-folded": NoteRule(
-        "note", "system messages were put in front of the first user turn: the template refuses the role"
+        "note", "system messages were folded into the first user turn, since the template refuses the role"
     ),
     "turns-merged": NoteRule(
-        "note", "turns of one role in a row were merged: the template refuses them", counts_turns=True
+        "note", "neighbours of one role were merged, since the template refuses them", counts_turns=True
     ),
     "calls-as-text": NoteRule(
         "warning",

@@ -31,9 +31,9 @@ def private():
 start = time.perf_counter()
 prepared = prepare_rows(config, tokenizer=tokenizer)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak, worker = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 pack(prepared.train, max_length=2048)
-print(json.dumps({"seconds": seconds, "peak": peak, "private_at_the_end": private()}))
+print(json.dumps({"seconds": seconds, "peak": peak, "worker": worker, "private_at_the_end": private()}))
 """
 
 
@@ -64,6 +64,7 @@ def main() -> None:
         peaks[rows] = found["peak"]
         print(
             f"{rows:>9,} rows: peak {found['peak'] / 1e6:,.0f} MB resident (mapped files included), "
+            f"{found['worker'] / 1e6:,.0f} MB the largest worker (what it shares with its parent included), "
             f"{found['private_at_the_end'] / 1e6:,.0f} MB private at the end, {rows / found['seconds']:,.0f} rows/s"
         )
     (few, low), *_, (many, high) = sorted(peaks.items())

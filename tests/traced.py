@@ -12,6 +12,19 @@ from truetune.data.tokenize import tokenize
 
 ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
 
+HI, YO = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+W_CALL = {"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo"}}}
+W_TOOL = {"type": "function", "function": {"name": "w", "description": "Weather", "parameters": {"type": "object"}}}
+HERMES = [
+    HI,
+    {
+        "role": "assistant",
+        "content": "I look.\n<tool_call>\n{'name': 'w', 'arguments': {'city': 'Oslo'}}\n</tool_call>",
+    },
+    {"role": "tool", "content": "<tool_response>\n7\n</tool_response>\n<tool_response>8</tool_response>"},
+    YO,
+]
+
 
 def chat(*turns: str) -> dict[str, Any]:
     """`u:hi` is a user's turn, `a:yo` an assistant's, `s:` a system's, `t:` a tool's."""

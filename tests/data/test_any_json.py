@@ -9,24 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traced import call
+from traced import HERMES, HI, W_CALL, W_TOOL, YO, call
 from truetune.data.examples import Location, Record
 from truetune.data.formats import expand_record, parse_example
 from truetune.data.rules import RowError
 
 WHERE = Location("a.jsonl", 1)
-HI, YO = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
-W_CALL = {"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo"}}}
-W_TOOL = {"type": "function", "function": {"name": "w", "description": "Weather", "parameters": {"type": "object"}}}
-HERMES = [
-    HI,
-    {
-        "role": "assistant",
-        "content": "I look.\n<tool_call>\n{'name': 'w', 'arguments': {'city': 'Oslo'}}\n</tool_call>",
-    },
-    {"role": "tool", "content": "<tool_response>\n7\n</tool_response>\n<tool_response>8</tool_response>"},
-    YO,
-]
 
 WHOLE: list[dict[str, Any]] = [
     {

@@ -5,15 +5,12 @@ from typing import Any
 
 import pytest
 
-from traced import call, parsed
+from traced import HERMES, HI, W_CALL, W_TOOL, YO, call, parsed
 from truetune.data.examples import Completion, Conversation, Location, Message, Note
 from truetune.data.rules import RowError
 
 WHERE = Location("a.jsonl", 1)
-HI, YO = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 C1 = Conversation((Message("user", "hi"), Message("assistant", "yo")), WHERE)
-W_CALL = {"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo"}}}
-W_TOOL = {"type": "function", "function": {"name": "w", "description": "Weather", "parameters": {"type": "object"}}}
 
 
 def talk(fields: dict[str, Any], **options: Any) -> Conversation:
@@ -258,17 +255,6 @@ def test_openai_s_older_functions_are_read() -> None:
         Message("tool", "7", {"name": "w"}),
     )
     assert example.tools == (W_TOOL,)
-
-
-HERMES = [
-    HI,
-    {
-        "role": "assistant",
-        "content": "I look.\n<tool_call>\n{'name': 'w', 'arguments': {'city': 'Oslo'}}\n</tool_call>",
-    },
-    {"role": "tool", "content": "<tool_response>\n7\n</tool_response>\n<tool_response>8</tool_response>"},
-    YO,
-]
 
 
 def test_hermes_calls_are_calls_beside_tools() -> None:

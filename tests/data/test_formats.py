@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from traced import call, parsed
+from traced import HI, YO, call, parsed
 from truetune.data.examples import Completion, Conversation, Instruction, Location, Message, Note, Record
 from truetune.data.formats import ROLES, expand_record, parse_example
 from truetune.data.read import read_records
 from truetune.data.rules import RowError
 
 WHERE = Location("a.jsonl", 1)
-HI, YO = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 C1 = Conversation((Message("user", "hi"), Message("assistant", "yo")), WHERE)
 
 

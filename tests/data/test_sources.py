@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from truetune.data.read import read_records, require_readable
+from truetune.data.read import read_records
 from truetune.data.sources import Source, SourceFile, find_files, require_source
 from truetune.errors import DataError
 
@@ -162,7 +162,7 @@ def test_what_is_no_source_says_what_to_give(path: str, message: str, hint: str)
     assert hint in str(error.hint)
     if path:
         with pytest.raises(DataError):
-            require_readable(Path(path))
+            require_source(Source(path))
 
 
 def test_a_hub_id_passes_without_a_network_and_an_existing_path_goes_before_it() -> None:

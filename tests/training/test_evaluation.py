@@ -103,18 +103,24 @@ def test_eval_metrics_are_token_means(tmp_path: Path) -> None:
     assert line["eval_mean_token_accuracy"] == pytest.approx(right / total)
 
 
+BEST_IS_NOT_LAST: dict[str, Any] = {
+    "num_train_epochs": 6,
+    "learning_rate": 0.3,
+    "max_grad_norm": 100.0,
+    "lr_scheduler_type": "constant",
+    "validation": ROWS[2:],
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+}
+"""A run that overshoots: one of its earlier checkpoints has the lowest validation loss."""
+
+
 def test_the_best_model_is_the_one_of_the_lowest_eval_loss(tmp_path: Path) -> None:
     trained = Trained(
         tmp_path,
         ROWS[:2],
-        num_train_epochs=6,
-        learning_rate=0.3,
-        max_grad_norm=100.0,
-        lr_scheduler_type="constant",
-        validation=ROWS[2:],
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        load_best_model_at_end=True,
+        **BEST_IS_NOT_LAST,
     )
     losses = {line["step"]: line["eval_loss"] for line in trained.lines if "eval_loss" in line}
     best = min((step for step in losses if step), key=losses.__getitem__)
@@ -173,15 +179,8 @@ def test_g23_the_best_and_the_newest_checkpoint_survive_rotation(tmp_path: Path,
     trained = Trained(
         tmp_path,
         ROWS[:2],
-        num_train_epochs=6,
-        learning_rate=0.3,
-        max_grad_norm=100.0,
-        lr_scheduler_type="constant",
-        validation=ROWS[2:],
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        **BEST_IS_NOT_LAST,
         save_total_limit=limit,
-        load_best_model_at_end=True,
     )
     losses = {line["step"]: line["eval_loss"] for line in trained.lines if line.get("eval_loss") and line["step"]}
     best = min(losses, key=losses.__getitem__)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from truetune.config.schema import SourceConfig
+
 SKIP = object()
 """What a translation returns for a value that leaves our default as it is."""
 
@@ -57,7 +59,7 @@ def _choose(when_true: Any, when_false: Any) -> Callable[[Any], Any]:
     return translate
 
 
-_SOURCE = ("path", "weight", "split", "revision", "data_files", "subset", "field")
+_SOURCE = tuple(SourceConfig.model_fields)
 _SOURCE_NAMES = {"name": "subset", "data_name": "subset"}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from truetune.data.examples import Location, Record
 from truetune.data.json_text import kind_of
-from truetune.data.tables import batch_rows
+from truetune.data.tables import batch_rows, require_distinct
 from truetune.errors import DataError
 
 _BATCH = 1_000
@@ -78,9 +78,7 @@ def _pruned(value: Any) -> Any:
 
 def _frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
     names = [str(name) for name in frame.columns]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{_NAME}: two columns are named {twice!r}", hint="give every column a name of its own")
+    require_distinct(names, _NAME)
     for start in range(0, len(frame), _BATCH):
         for row in frame.iloc[start : start + _BATCH].to_dict(orient="records"):
             yield {name: _cell(value) for name, value in zip(names, row.values(), strict=True)}

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from truetune.data.examples import Record
-from truetune.data.json_text import SourceFloat, kind_of
 from truetune.data.python_rows import read_rows
-from truetune.data.sources import Source, SourceFile, find_files, require_source
+from truetune.data.sources import Source, SourceFile, find_files
 from truetune.data.streams import suffix_of
 from truetune.data.tables import read_arrow, read_parquet
 from truetune.data.text_files import read_csv, read_json, read_jsonl, read_txt
-
-__all__ = ["SourceFloat", "kind_of", "read_records", "require_readable"]
 
 _READERS: Mapping[str, Callable[[SourceFile], Iterator[Record]]] = {
     ".json": read_json,
@@ -43,8 +40,3 @@ def read_records(source: str | Path | SourceFile | Iterable[Mapping[str, Any]]) 
         yield from _READERS[suffix_of(source.path)](source)
     else:
         yield from read_rows(source)
-
-
-def require_readable(path: Path) -> None:
-    """DataError if there is no such file, or its kind is not read: known before any work begins."""
-    require_source(Source(str(path)))

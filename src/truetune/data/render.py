@@ -17,8 +17,6 @@ from truetune.data.templates import (
 )
 from truetune.errors import TemplateError
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-
 
 def render(example: Example, *, template: Template) -> Rendered:
     """The example as the model reads it, with the spans it learns. Raises RowError where none can be verified."""
@@ -276,9 +274,8 @@ def _left_out(row: Conversation, text: str, spans: Sequence[Span], template: Tem
 def _thoughts(answer: Message) -> list[str]:
     """What the answer thinks, in its content or in a field of its own."""
     inside = answer.content.rpartition("</think>")[0].rpartition("<think>")[2].strip()
-    apart = [answer.extra.get(name) for name in _REASONING] if answer.extra else []
-    thoughts = [inside, *(thought.strip() for thought in apart if isinstance(thought, str))]
-    return [thought for thought in thoughts if thought]
+    apart = str(answer.extra.get("reasoning_content") or "").strip()
+    return [thought for thought in (inside, apart) if thought]
 
 
 def _is_seen(role: str, row: Conversation, text: str) -> bool:

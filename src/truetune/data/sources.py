@@ -175,8 +175,7 @@ def _visible_files(folder: Path) -> list[str]:
 
 
 def _inside(source: Source, folder: Path, name: str) -> SourceFile:
-    field = source.field if suffix_of(name) == ".json" else None
-    return SourceFile(folder / name, f"{source.path.rstrip('/')}/{name}", source.weight, field)
+    return SourceFile(folder / name, f"{source.path.rstrip('/')}/{name}", source.weight, _field(source, name))
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Prepared rows in an Arrow file: written chunk by chunk, read memory-mapped, so memory hardly grows with them."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,9 +16,10 @@ Places = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 _TOKENS = ["input_ids", "labels"]
-_INDEX = ["weight", "key", "group", "file", "line"]
+_INDEX = {"weight": "float32", "key": "uint64", "group": "uint64", "file": "int32", "line": "int64"}
 _BATCH_BYTES = 16_000_000
-_FILES = {"tokens.arrow": _TOKENS, "index.arrow": _INDEX}
+ROW_FILES = {"tokens.arrow": _TOKENS, "index.arrow": [*_INDEX]}
+"""The files of a folder of rows, and their columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,17 @@ class StoredRow:
     file: int
     line: int
 
+    @property
+    def weight(self) -> float:
+        return self.tokens.weight
+
 
 def row_schema() -> Any:
     """The columns of prepared rows."""
     import pyarrow as pa
 
-    tokens = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "weight": pa.float32()}
-    return pa.schema({**tokens, "key": pa.uint64(), "group": pa.uint64(), "file": pa.int32(), "line": pa.int64()})
+    tokens = dict.fromkeys(_TOKENS, pa.list_(pa.int32()))
+    return pa.schema({**tokens, **{name: getattr(pa, kind)() for name, kind in _INDEX.items()}})
 
 
 def row_batch(rows: Sequence[StoredRow]) -> Any:
@@ -52,8 +58,7 @@ def row_batch(rows: Sequence[StoredRow]) -> Any:
     columns = [
         lists(row.tokens.input_ids for row in rows),
         lists(row.tokens.labels for row in rows),
-        pa.array([row.tokens.weight for row in rows], pa.float32()),
-        *(pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names[3:]),
+        *(pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _INDEX),
     ]
     return pa.record_batch(columns, schema=schema)
 
@@ -69,10 +74,10 @@ class RowWriter:
         import pyarrow as pa
 
         schema = row_schema()
-        self._files = [pa.OSFile(str(folder / name), "wb") for name in _FILES]
+        self._files = [pa.OSFile(str(folder / name), "wb") for name in ROW_FILES]
         self._streams = [
             pa.ipc.new_stream(file, pa.schema([schema.field(name) for name in names]))
-            for file, names in zip(self._files, _FILES.values(), strict=True)
+            for file, names in zip(self._files, ROW_FILES.values(), strict=True)
         ]
         self._held: list[Any] = []
 
@@ -91,7 +96,7 @@ class RowWriter:
         if not self._held:
             return
         whole = pa.Table.from_batches(self._held).combine_chunks()
-        for stream, names in zip(self._streams, _FILES.values(), strict=True):
+        for stream, names in zip(self._streams, ROW_FILES.values(), strict=True):
             stream.write_table(whole.select(names))
         self._held = []
 
@@ -105,20 +110,20 @@ class RowWriter:
 class StoredRows(Sequence[Tokenized]):
     """Rows of a folder, in the order of `places`; each is read when it is asked for."""
 
-    def __init__(self, tokens: Any, index: Any, places: Places | None = None) -> None:
+    def __init__(self, tokens: Any, index: Any) -> None:
         self._tokens = tokens
         self._index = index
         self._ids, self._labels = (tokens.column(name).chunks for name in _TOKENS)
         self._weights = self.column("weight")
         self._starts = np.cumsum([0, *map(len, self._ids)])
-        self.places: Places = np.arange(tokens.num_rows) if places is None else places
+        self.places: Places = np.arange(tokens.num_rows)
 
     @classmethod
     def open(cls, folder: Path) -> "StoredRows":
         """All rows of the folder, memory-mapped."""
         import pyarrow as pa
 
-        return cls(*(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in _FILES))
+        return cls(*(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in ROW_FILES))
 
     def column(self, name: str) -> NDArray[Any]:
         """What is known of all rows of the folder: weight, key, group, file or line."""
@@ -127,7 +132,9 @@ class StoredRows(Sequence[Tokenized]):
 
     def select(self, places: Places) -> "StoredRows":
         """The rows of the file at these places."""
-        return StoredRows(self._tokens, self._index, places)
+        chosen = copy.copy(self)
+        chosen.places = places
+        return chosen
 
     @property
     def lengths(self) -> Places:

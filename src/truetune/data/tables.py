@@ -39,11 +39,16 @@ def read_arrow(file: SourceFile) -> Iterator[Record]:
 def batch_rows(batch: Any, *, place: str) -> list[dict[str, Any]]:
     """The rows of a pyarrow RecordBatch."""
     names = batch.schema.names
+    require_distinct(names, place)
+    columns = [_values(column, name, place) for name, column in zip(names, batch.columns, strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def require_distinct(names: list[str], place: str) -> None:
+    """DataError if two columns have one name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{place}: two columns are named {twice!r}", hint="give every column a name of its own")
-    columns = [_values(column, name, place) for name, column in zip(names, batch.columns, strict=True)]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _records(batches: Iterable[Any], name: str) -> Iterator[Record]:

@@ -25,15 +25,15 @@ def tokenize(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Tokenized | Ro
     The text carries its own BOS and stop token, so nothing is added. A prompt's tokens are those of the prompt
     alone, as at inference: where a token would straddle the start of an answer, the text is split there.
     """
-    encodings = encode([row.text for row in rows], tokenizer=tokenizer)
-    return [label(row, encoding, tokenizer=tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
+    encodings = _encode([row.text for row in rows], tokenizer=tokenizer)
+    return [_label(row, encoding, tokenizer=tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
 
 
 def tokenize_prompt(prompt: Rendered, *, tokenizer: Any) -> list[int]:
     """The ids of a prompt, which `render_prompt` has made."""
     if prompt.breaks:
         return _encode_pieces(prompt.text, prompt.breaks, tokenizer)[0]
-    (encoding,) = encode([prompt.text], tokenizer=tokenizer)
+    (encoding,) = _encode([prompt.text], tokenizer=tokenizer)
     ids: list[int] = encoding.ids
     return ids
 
@@ -56,7 +56,7 @@ def fit(row: Tokenized, *, max_length: int, overlong: Overlong) -> Tokenized | N
     return kept if kept.supervised else None
 
 
-def encode(texts: list[str], *, tokenizer: Any) -> list[Any]:
+def _encode(texts: list[str], *, tokenizer: Any) -> list[Any]:
     """The tokenizers library's encodings, made on all cores without Python's lock. BackendError without offsets."""
     if not getattr(tokenizer, "is_fast", False):
         raise BackendError(
@@ -67,7 +67,7 @@ def encode(texts: list[str], *, tokenizer: Any) -> list[Any]:
     return encodings
 
 
-def label(row: Rendered, encoding: Any, *, tokenizer: Any) -> Tokenized | RowError:
+def _label(row: Rendered, encoding: Any, *, tokenizer: Any) -> Tokenized | RowError:
     """Tokens and labels of a row from its text's encoding."""
     ranges = _token_ranges(row, encoding, tokenizer)
     if ranges is not None:
@@ -146,7 +146,7 @@ def _takes_blanks_otherwise(text: str, place: int, encoding: Any, tokenizer: Any
 
 def _closing_blanks(near: str, blanks: int, tokenizer: Any) -> list[int] | None:
     """The tokens of the blanks that the text ends with; None if none begins where they begin."""
-    (alone,) = encode([near], tokenizer=tokenizer)
+    (alone,) = _encode([near], tokenizer=tokenizer)
     first = alone.char_to_token(len(near) - blanks)
     if blanks == len(near) or first is None or alone.token_to_chars(first)[0] != len(near) - blanks:
         return None
@@ -183,7 +183,7 @@ def _encode_pieces(text: str, splits: Sequence[int], tokenizer: Any) -> tuple[li
 def _encode_piece(text: str, tokenizer: Any, *, is_first: bool) -> tuple[list[int], list[Span]]:
     if not is_first:
         return _encode_continuation(text, tokenizer)
-    (encoding,) = encode([text], tokenizer=tokenizer)
+    (encoding,) = _encode([text], tokenizer=tokenizer)
     return encoding.ids, encoding.offsets
 
 
@@ -193,7 +193,7 @@ def _encode_continuation(text: str, tokenizer: Any) -> tuple[list[int], list[Spa
     They are taken from behind an anchor whose own tokens do not change. RowError where every anchor's do.
     """
     for anchor in _ANCHORS:
-        alone, joined = encode([anchor, anchor + text], tokenizer=tokenizer)
+        alone, joined = _encode([anchor, anchor + text], tokenizer=tokenizer)
         count, length = len(alone.ids), len(anchor)
         if joined.ids[:count] == alone.ids and joined.offsets[count - 1][1] <= length:
             return joined.ids[count:], [(start - length, end - length) for start, end in joined.offsets[count:]]

@@ -1,21 +1,24 @@
 """`truetune check` and `truetune prepare`: what becomes of every row, before it costs anything."""
 
 from dataclasses import replace
-from typing import Any
 
 from truetune.config.schema import NO_MODEL, Config
 from truetune.data.examples import Location
 from truetune.data.rules import Report
-from truetune.data.sources import require_source
 from truetune.data.split import row_key
 from truetune.listener import Listener, LogListener
-from truetune.model.load import context_length
-from truetune.model.source import resolve_model
-from truetune.model.tokenizer import load_tokenizer
-from truetune.pipeline.prepare import PreparedDataset, data_findings, examine_rows, prepare_rows, repeated_rows
-from truetune.pipeline.stages import Account, Formatting, RowPath, Rows, chunks, data_files, sources
-
-_FOUND_NOT_REFUSED = {"invalid_rows": "drop", "overlong": "drop", "strict": False}
+from truetune.pipeline.findings import form_findings, repeated_rows
+from truetune.pipeline.prepare import PreparedDataset, prepare_rows
+from truetune.pipeline.stages import (
+    Account,
+    Formatting,
+    RowPath,
+    Rows,
+    chunks,
+    data_files,
+    load_data_tokenizer,
+    require_sources,
+)
 
 
 def check_rows(
@@ -30,12 +33,16 @@ def check_rows(
     With a model, as its tokenizer and template take the rows; without one, as far as the rows alone can tell.
     """
     listener = listener or LogListener()
-    _require_sources(config, source)
-    policies = {name: value for name, value in _FOUND_NOT_REFUSED.items() if _stops(config, name)}
+    if source is None:
+        require_sources(config.data)
+    policies = {name: "drop" for name in ("invalid_rows", "overlong") if getattr(config.data, name) == "error"}
     lenient = config.model_copy(update={"data": config.data.model_copy(update=policies)})
     if config.model.name_or_path == NO_MODEL:
         return _read_only(lenient, source, formatting, listener)
-    return examine_rows(lenient, source=source, formatting=formatting, listener=listener, **_tokenizer(config)).report
+    loaded = load_data_tokenizer(config)
+    return prepare_rows(
+        lenient, source=source, formatting=formatting, listener=listener, must_be_usable=False, **loaded
+    ).report
 
 
 def prepare(
@@ -46,8 +53,11 @@ def prepare(
     listener: Listener | None = None,
 ) -> PreparedDataset:
     """The rows as training will read them, kept on disk for it. Loads the tokenizer, never the weights."""
-    _require_sources(config, source)
-    return prepare_rows(config, source=source, formatting=formatting, listener=listener, **_tokenizer(config))
+    if source is None:
+        require_sources(config.data)
+    return prepare_rows(
+        config, source=source, formatting=formatting, listener=listener, **load_data_tokenizer(config)
+    )
 
 
 def tell_data(report: Report, listener: Listener) -> None:
@@ -76,26 +86,6 @@ def tell_split(prepared: PreparedDataset, listener: Listener) -> None:
     listener.say(f"loss on: {stats['train_on']}{closed}; first row learns: {learned}")
 
 
-def _stops(config: Config, name: str) -> bool:
-    return getattr(config.data, name) in ("error", True)
-
-
-def _require_sources(config: Config, source: Rows | None) -> None:
-    if source is None:
-        for place in sources(config.data):
-            require_source(place)
-
-
-def _tokenizer(config: Config) -> dict[str, Any]:
-    """The model's tokenizer and context, without its weights."""
-    model, trust = config.model, config.model.trust_remote_code
-    found = resolve_model(model.name_or_path, revision=model.revision)
-    return {
-        "tokenizer": load_tokenizer(found, trust_remote_code=trust),
-        "context_length": context_length(found, trust_remote_code=trust),
-    }
-
-
 def _read_only(config: Config, source: Rows | None, formatting: Formatting | None, listener: Listener) -> Report:
     """What the rows alone tell: whether they can be read, as what, and how many are equal."""
     path, account = RowPath(config.data), Account()
@@ -113,9 +103,7 @@ def _read_only(config: Config, source: Rows | None, formatting: Formatting | Non
             keys.add(key)
         listener.progress("reading rows", account.rows_read, None)
     listener.progress("reading rows", account.rows_read, account.rows_read)
-    findings = [*data_findings(account, first)] if first else []
+    findings = [*form_findings(account, first)] if first else []
     if repeats:
         findings.append(repeated_rows(len(repeats), repeats[0]))
-    problems = (*account.tally.errors, *account.tally.warnings(), *findings)
-    stats = {"formats": dict(account.formats), "read_from": dict(account.forms.most_common())}
-    return Report(account.rows_read, account.rows_kept, problems, dict(account.tally.rejected), stats)
+    return account.report(findings)

@@ -9,11 +9,8 @@ from truetune.config.schema import Config
 from truetune.data.examples import IGNORED, Location, Tokenized
 from truetune.data.rules import Report
 from truetune.errors import DataError
-from truetune.model.load import context_length
-from truetune.model.source import resolve_model
-from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.prepare import trace_rows
-from truetune.pipeline.stages import Formatting, Rows
+from truetune.pipeline.stages import Formatting, Rows, load_data_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +52,9 @@ def inspect_rows(
     config: Config, *, source: Rows | None = None, formatting: Formatting | None = None, limit: int = 3
 ) -> Inspection:
     """The first `limit` usable rows as training will see them. Loads the tokenizer, never the weights."""
-    model = resolve_model(config.model.name_or_path, revision=config.model.revision)
-    trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(model, trust_remote_code=trust)
-    rows, report = trace_rows(
-        config,
-        tokenizer=tokenizer,
-        context_length=context_length(model, trust_remote_code=trust),
-        source=source,
-        formatting=formatting,
-        limit=limit,
-    )
+    loaded = load_data_tokenizer(config)
+    tokenizer = loaded["tokenizer"]
+    rows, report = trace_rows(config, source=source, formatting=formatting, limit=limit, **loaded)
     if not rows:
         first = f"; the first: {report.problems[0]}" if report.rejected else ""
         raise DataError(f"0 of {report.rows_read} rows are usable{first}")

@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from truetune.config.schema import Config, DataConfig
+from truetune.config.schema import Config
 from truetune.data.cache import cached, code_digest, digest, file_digest, tokenizer_digest
-from truetune.data.examples import Location, Note, Record
-from truetune.data.rules import Problem, Report
+from truetune.data.examples import Note, Record
+from truetune.data.rules import Report
 from truetune.data.sources import SourceFile
-from truetune.data.split import linked, place, repeated, row_key, split_rows
-from truetune.data.store import Places, RowWriter, StoredRow, StoredRows, row_batch
+from truetune.data.split import linked, place, row_key, split_rows
+from truetune.data.store import ROW_FILES, Places, RowWriter, StoredRow, StoredRows, row_batch
 from truetune.data.templates import Template
-from truetune.errors import DataError
 from truetune.files import write_json
 from truetune.listener import Listener, LogListener
 from truetune.model.source import cache_directory
+from truetune.pipeline.findings import find_all, nothing_usable, refuse_if_strict
 from truetune.pipeline.stages import (
     Account,
     Formatting,
@@ -53,7 +53,7 @@ _POLICIES = {
 }
 """Data settings that do not shape the tokens, or do so through the files they name."""
 
-_FILES = ("prepared.json", "tokens.arrow", "index.arrow", "train.npy", "validation.npy")
+_FILES = ("prepared.json", *ROW_FILES, "train.npy", "validation.npy")
 _WORTH_PROCESSES = 1_000_000
 """Bytes of data from which on forked processes gain more than they cost."""
 _MOST_PROCESSES = 16
@@ -61,7 +61,7 @@ _MOST_PROCESSES = 16
 
 @dataclass(frozen=True, slots=True)
 class PreparedDataset:
-    """What a run trains on, memory-mapped. `formats` counts the kept rows by format.
+    """What a run trains on, memory-mapped.
 
     `fingerprint` digests all tokens, labels, weights and the split; `first_learned` is what the first row learns.
     `folder` is where the rows lie, None for rows from Python, which are kept for this process alone.
@@ -71,11 +71,16 @@ class PreparedDataset:
     validation: StoredRows
     report: Report
     template: Template
-    formats: Mapping[str, int]
     fingerprint: str
     first_learned: tuple[str, ...]
     folder: Path | None
     keeper: Any = None
+
+    @property
+    def formats(self) -> Mapping[str, int]:
+        """The kept rows by format."""
+        formats: Mapping[str, int] = self.report.stats["formats"]
+        return formats
 
 
 def prepare_rows(
@@ -86,57 +91,25 @@ def prepare_rows(
     source: Rows | None = None,
     formatting: Formatting | None = None,
     listener: Listener | None = None,
+    must_be_usable: bool = True,
 ) -> PreparedDataset:
     """Reads, renders, tokenizes and splits the rows of `source` (default: data.path), every unusable row counted.
 
     Rows of files are prepared once and then found again, until anything that shapes them changes.
 
-    Raises DataError where no row is usable, or where `data.invalid_rows` or `data.overlong` is error and one is not.
+    Raises DataError where `data.invalid_rows` or `data.overlong` is error and a row is not usable. And, if rows
+    `must_be_usable`, where none is, or strict data has a finding.
     """
-    prepared = examine_rows(
-        config,
-        tokenizer=tokenizer,
-        context_length=context_length,
-        source=source,
-        formatting=formatting,
-        listener=listener,
-    )
-    _refuse_if_strict(config.data, prepared.report)
-    if not len(prepared.train) or (config.data.validation_path and not len(prepared.validation)):
-        raise _nothing_usable(prepared.report, is_validation=bool(len(prepared.train)))
-    return prepared
-
-
-def examine_rows(
-    config: Config,
-    *,
-    tokenizer: Any,
-    context_length: int | None = None,
-    source: Rows | None = None,
-    formatting: Formatting | None = None,
-    listener: Listener | None = None,
-) -> PreparedDataset:
-    """As prepare_rows, for whoever wants the report also of data that nothing can be learned from."""
     listener = listener or LogListener()
     template = load_data_template(config.data, tokenizer)
     max_length = length_limit(config.data, context_length)
     preparation = _Preparation(config, template, max_length, formatting, listener)
-    training, validation = data_files(config, listener) if source is None else ([], [])
-    inputs: list[SourceFile | Rows] = [*training] if source is None else [source]
-    if source is None and formatting is None:
-        key = _key(config, [*training, *validation], template, max_length)
-        folder = cached(
-            cache_directory() / "prepared",
-            key,
-            lambda staged: preparation.write(staged, inputs, validation),
-            is_whole=lambda folder: all((folder / name).is_file() for name in _FILES),
-            on_wait=lambda: listener.say("another process is preparing these rows: waiting for it"),
-        )
-        return _opened(folder, template, folder=folder)
-    keeper = tempfile.TemporaryDirectory(prefix="truetune-")
-    folder = Path(keeper.name)
-    preparation.write(folder, inputs, validation)
-    return _opened(folder, template, folder=None, keeper=keeper)
+    prepared = preparation.run() if source is None else preparation.run_apart([source], [])
+    if must_be_usable:
+        refuse_if_strict(config.data, prepared.report)
+        if not len(prepared.train) or (config.data.validation_path and not len(prepared.validation)):
+            raise nothing_usable(prepared.report, is_validation=bool(len(prepared.train)))
+    return prepared
 
 
 def trace_rows(
@@ -161,9 +134,7 @@ def trace_rows(
         kept += rows
         if len(kept) >= limit:
             break
-    tally = account.tally
-    report = Report(account.rows_read, account.rows_kept, (*tally.errors, *tally.warnings()), dict(tally.rejected))
-    return kept[:limit], report
+    return kept[:limit], account.report()
 
 
 class _Preparation:
@@ -185,6 +156,27 @@ class _Preparation:
         self.account = Account()
         self._path = RowPath(config.data, template, max_length=max_length)
 
+    def run(self) -> PreparedDataset:
+        """The rows of the config's files, found in the cache or put there."""
+        training, validation = data_files(self.config, self.listener)
+        if self.formatting:
+            return self.run_apart(training, validation)
+        key = _key(self.config, [*training, *validation], self.template, self.max_length)
+        folder = cached(
+            cache_directory() / "prepared",
+            key,
+            lambda staged: self.write(staged, training, validation),
+            is_whole=lambda folder: all((folder / name).is_file() for name in _FILES),
+            on_wait=lambda: self.listener.say("another process is preparing these rows: waiting for it"),
+        )
+        return _opened(folder, self.template, folder=folder)
+
+    def run_apart(self, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> PreparedDataset:
+        """What is the user's own Python, prepared for this process alone."""
+        keeper = tempfile.TemporaryDirectory(prefix="truetune-")
+        self.write(Path(keeper.name), inputs, validation)
+        return _opened(Path(keeper.name), self.template, folder=None, keeper=keeper)
+
     def write(self, folder: Path, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> None:
         content = self._write_rows(folder, [*inputs, *validation])
         stored = StoredRows.open(folder)
@@ -197,7 +189,6 @@ class _Preparation:
             "report": self._report(stored, train, held_out).as_json(),
             "fingerprint": content.hexdigest(),
             "first_learned": self.account.first_learned,
-            "formats": dict(self.account.formats),
         }
         write_json(folder / "prepared.json", document)
 
@@ -276,83 +267,18 @@ class _Preparation:
 
     def _report(self, stored: StoredRows, train: Places, held_out: Places) -> Report:
         account = self.account
-        problems = [*account.tally.errors, *account.tally.warnings(), *self._findings(stored, train, held_out)]
-        stats = {
-            "formats": dict(account.formats),
-            "read_from": dict(account.forms.most_common()),
-            "train_rows": len(train),
-            "validation_rows": len(held_out),
-            "tokens": account.tokens,
-            "supervised_tokens": account.supervised_tokens,
-            "max_length": self.max_length,
-            "longest_row_tokens": account.longest,
-            "train_on": self.config.data.train_on,
-            "terminator": self.template.terminator,
-            "bos": self.template.bos,
-        }
-        return Report(account.rows_read, account.rows_kept, tuple(problems), dict(account.tally.rejected), stats)
-
-    def _findings(self, stored: StoredRows, train: Places, held_out: Places) -> Iterable[Problem]:
-        """What only all rows together show."""
-        keys, files, lines = (stored.column(name) for name in ("key", "file", "line"))
-        if not len(keys):
-            return
-
-        def where(row: int) -> Location:
-            start = self.account.places[int(files[row])]
-            return Location(start.path, int(lines[row]), start.unit)
-
-        yield from data_findings(self.account, where(0))
-        again, first = repeated(keys)
-        if first is not None:
-            yield repeated_rows(again, where(first))
-        leaked = np.isin(keys[held_out], keys[np.unique(train)])
-        if leaked.any():
-            row = int(held_out[int(np.argmax(leaked))])
-            message = f"validation rows are training rows too: {int(leaked.sum())}"
-            hint = "take them out of data.validation_path"
-            yield Problem("leaked-rows", "warning", message, where(row), hint=hint, rows=int(leaked.sum()))
-        if self.account.formats["chat"] and not self.template.terminator:
-            message = "no stop token: the template does not close the assistant's turn, so the model may not stop"
-            yield Problem("no-stop-token", "warning", message, where(0), hint="name another data.template")
-        if self.template.prints_date and self.account.formats.keys() - {"text"}:
-            message = "the template prints today's date into every row, so another day's prompts differ from these"
-            hint = "name a data.template (.jinja) with a fixed date, if answers must not hang on it"
-            yield Problem("dated-template", "warning", message, where(0), hint=hint)
-        if joined := self._joined_as_text():
-            yield Problem("joined-as-text", "note", joined, where(0))
-
-    def _joined_as_text(self) -> str:
-        count = self.account.formats["completion"]
-        if not count or not self.template.chat or self.template.completion_as_chat:
-            return ""
-        pairs = f"{count} rows of prompt + completion are joined as plain text"
-        return f"{pairs}; data.template=model sends them through the model's chat template instead"
-
-
-def data_findings(account: Account, where: Location) -> Iterable[Problem]:
-    """What is told of the rows' forms."""
-    if len(account.forms) > 1:
-        forms = ", ".join(f"{form} ({count} rows)" for form, count in account.forms.most_common())
-        yield Problem(
-            "mixed-formats",
-            "note",
-            f"the rows have several formats: {forms}",
-            where,
-            hint="nothing need be done if that is meant; data.format reads one of them only",
+        return account.report(
+            find_all(stored, train, held_out, account=account, template=self.template),
+            train_rows=len(train),
+            validation_rows=len(held_out),
+            tokens=account.tokens,
+            supervised_tokens=account.supervised_tokens,
+            max_length=self.max_length,
+            longest_row_tokens=account.longest,
+            train_on=self.config.data.train_on,
+            terminator=self.template.terminator,
+            bos=self.template.bos,
         )
-
-
-def repeated_rows(count: int, where: Location) -> Problem:
-    """The finding that rows equal earlier ones."""
-    return Problem(
-        "duplicate-rows",
-        "warning",
-        f"rows equal an earlier one: {count}; they share its side of the split",
-        where,
-        hint="take them out, unless they are meant to count so often",
-        rows=count,
-    )
 
 
 def _weighted(places: Places, files: Any, keys: Any, weights: Any, seed: int) -> Places:
@@ -391,39 +317,7 @@ def _opened(path: Path, template: Template, **options: Any) -> PreparedDataset:
         validation=rows.select(np.load(path / "validation.npy")),
         report=Report.from_json(document["report"]),
         template=template,
-        formats=document["formats"],
         fingerprint=document["fingerprint"],
         first_learned=tuple(document["first_learned"]),
         **options,
-    )
-
-
-def _refuse_if_strict(data: DataConfig, report: Report) -> None:
-    """Strict data loses nothing: no row, no field, no part of an answer; and nothing in it is changed."""
-    if not data.strict:
-        return
-    if report.rejected:
-        first = report.problems[0]
-        raise DataError(f"{report.rows_rejected} rows cannot be used, the first: {first}", hint=first.hint)
-    if told := [problem for problem in report.problems if problem.code not in _HARMLESS]:
-        raise DataError(
-            f"data.strict: {'; '.join(map(str, told))}", hint="mend the rows, or set data.strict to false"
-        )
-
-
-_HARMLESS = {"dated-template", "mixed-formats", "joined-as-text", "duplicate-rows"}
-"""Findings of rows that are learned just as they stand."""
-
-
-def _nothing_usable(report: Report, *, is_validation: bool) -> DataError:
-    """0 usable rows: the count and the first place of each reason."""
-    kind = "0 usable validation rows" if is_validation else "0 usable rows"
-    if not report.rows_read:
-        return DataError(f"{kind}: the data holds no rows", hint="give a file with one object a line")
-    reasons = "; ".join(f"{count} × {code}, first {report.first(code)}" for code, count in report.rejected.items())
-    limit = report.stats["max_length"]
-    total = f"{report.rows_rejected} of {report.rows_read} rejected with max_length {limit}"
-    return DataError(
-        f"{kind}, so no trainable (supervised) token: {total}: {reasons}",
-        hint=report.problems[0].hint if report.problems else None,
     )

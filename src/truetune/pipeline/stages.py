@@ -22,17 +22,22 @@ from truetune.data.examples import (
 from truetune.data.formats import expand_record, parse_example
 from truetune.data.read import read_records
 from truetune.data.render import examples_per_turn, render
-from truetune.data.rules import Problem, RowError, Tally
-from truetune.data.sources import Source, SourceFile, find_files
+from truetune.data.rules import Problem, Report, RowError, Tally
+from truetune.data.sources import Source, SourceFile, find_files, require_source
 from truetune.data.templates import Template, load_template
-from truetune.data.tokenize import encode, fit, label
+from truetune.data.tokenize import fit, tokenize
 from truetune.errors import DataError
 from truetune.listener import Listener
+from truetune.model.load import context_length
+from truetune.model.source import resolve_model
+from truetune.model.tokenizer import load_tokenizer
 
 Rows = Iterable[Mapping[str, Any]]
 Formatting = Callable[[Mapping[str, Any]], Any]
 
 CHUNK = 250
+_SHARED = ("split", "revision", "data_files", "subset", "field")
+"""What data says for all its places, where one does not say it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,16 @@ def load_data_template(data: DataConfig, tokenizer: Any) -> Template:
     )
 
 
+def load_data_tokenizer(config: Config) -> dict[str, Any]:
+    """The model's `tokenizer` and `context_length`, without its weights."""
+    model, trust = config.model, config.model.trust_remote_code
+    source = resolve_model(model.name_or_path, revision=model.revision)
+    return {
+        "tokenizer": load_tokenizer(source, trust_remote_code=trust),
+        "context_length": context_length(source, trust_remote_code=trust),
+    }
+
+
 def length_limit(data: DataConfig, context_length: int | None) -> int:
     """data.max_length, or the model's context where that is shorter."""
     return min(data.max_length, context_length or data.max_length)
@@ -72,6 +87,12 @@ def data_files(config: Config, listener: Listener) -> tuple[list[SourceFile], li
     training = [file for source in sources(config.data) for file in _found(source, listener)]
     path = config.data.validation_path
     return training, _found(Source(path), listener) if path else []
+
+
+def require_sources(data: DataConfig) -> None:
+    """DataError for an entry of data.path of which it is known at once that it cannot be read."""
+    for source in sources(data):
+        require_source(source)
 
 
 def _found(source: Source, listener: Listener) -> list[SourceFile]:
@@ -91,15 +112,7 @@ def sources(data: DataConfig) -> list[Source]:
         case several:
             entries = [SourceConfig(path=entry) if isinstance(entry, str) else entry for entry in several]
     return [
-        Source(
-            path=entry.path,
-            weight=entry.weight,
-            split=entry.split or data.split,
-            revision=entry.revision or data.revision,
-            data_files=entry.data_files or data.data_files,
-            subset=entry.subset or data.subset,
-            field=entry.field or data.field,
-        )
+        Source(entry.path, entry.weight, **{name: getattr(entry, name) or getattr(data, name) for name in _SHARED})
         for entry in entries
     ]
 
@@ -176,6 +189,12 @@ class Account:
         if notes:
             self.tally.note(notes, where)
 
+    def report(self, findings: Iterable[Problem] = (), **stats: Any) -> Report:
+        """What became of all rows, with `findings` that no single row shows, and further counts."""
+        problems = (*self.tally.errors, *self.tally.warnings(), *findings)
+        counts = {"formats": dict(self.formats), "read_from": dict(self.forms.most_common()), **stats}
+        return Report(self.rows_read, self.rows_kept, problems, dict(self.tally.rejected), counts)
+
 
 class RowPath:
     """Takes rows through parse, render, tokenize and fit, and gives an account of those that fall out."""
@@ -205,11 +224,8 @@ class RowPath:
         """The usable rows of a chunk, and what became of all of them. Raises DataError where a policy is error."""
         template, account = cast(Template, self._template), Account()
         rendered = list(self._rendered(self.examples(chunk, account), template, account))
-        encodings = encode([row[3].text for row in rendered], tokenizer=template.tokenizer)
-        found = (
-            self._row(*row, encoding, template.tokenizer, account)
-            for row, encoding in zip(rendered, encodings, strict=True)
-        )
+        tokens = tokenize([row[3] for row in rendered], tokenizer=template.tokenizer)
+        found = (self._row(*row, each, account) for row, each in zip(rendered, tokens, strict=True))
         rows = [row for row in found if row is not None]
         account.first_learned = rows[0].rendered.learned() if rows else ()
         return rows, account
@@ -229,12 +245,10 @@ class RowPath:
         record: Record,
         example: Example,
         rendered: Rendered,
-        encoding: Any,
-        tokenizer: Any,
+        tokens: Tokenized | RowError,
         account: Account,
     ) -> Row | None:
         """The row within the limit; None, with the reason counted, for one that falls out."""
-        tokens = label(rendered, encoding, tokenizer=tokenizer)
         if isinstance(tokens, RowError):
             self._reject(tokens, record, account)
             return None

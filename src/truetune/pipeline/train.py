@@ -10,7 +10,6 @@ from typing import Any, Literal
 from truetune.config.load import dump_config, load_config
 from truetune.config.schema import Config
 from truetune.data.examples import Record
-from truetune.data.sources import require_source
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
@@ -19,7 +18,7 @@ from truetune.pipeline.check import tell_data, tell_split
 from truetune.pipeline.machine import Machine, ask_machine, load_base_model
 from truetune.pipeline.plan import keep_decisions, plan_run, train_job
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
-from truetune.pipeline.stages import Formatting, Rows, data_files, shaped_records, sources
+from truetune.pipeline.stages import Formatting, Rows, data_files, require_sources, shaped_records
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 
 Resume = Literal["never", "auto", "newest"] | Path
@@ -87,8 +86,7 @@ def train_run(
     if config.data.path is None and rows is None:
         raise ConfigError("data.path is missing", hint="name a file, a folder or a hub id, or pass rows")
     if rows is None:
-        for place in sources(config.data):
-            require_source(place)
+        require_sources(config.data)
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(_data_name(config)))
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
     if resume_from is not None and directory.config.exists():

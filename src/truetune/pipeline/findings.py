@@ -1,0 +1,109 @@
+"""What only all rows together show, and what is refused for it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from truetune.config.schema import DataConfig
+from truetune.data.examples import Location
+from truetune.data.rules import Problem, Report
+from truetune.data.split import repeated
+from truetune.data.store import Places, StoredRows
+from truetune.data.templates import Template
+from truetune.errors import DataError
+from truetune.pipeline.stages import Account
+
+_HARMLESS = {"dated-template", "mixed-formats", "joined-as-text", "duplicate-rows"}
+"""Findings of rows that are learned just as they stand."""
+
+
+def find_all(
+    stored: StoredRows, train: Places, held_out: Places, *, account: Account, template: Template
+) -> Iterator[Problem]:
+    """The findings of prepared rows: of their forms, of equal ones, of the template."""
+    keys, files, lines = (stored.column(name) for name in ("key", "file", "line"))
+    if not len(keys):
+        return
+
+    def where(row: int) -> Location:
+        start = account.places[int(files[row])]
+        return Location(start.path, int(lines[row]), start.unit)
+
+    yield from form_findings(account, where(0))
+    again, first = repeated(keys)
+    if first is not None:
+        yield repeated_rows(again, where(first))
+    leaked = np.isin(keys[held_out], keys[np.unique(train)])
+    if leaked.any():
+        row = int(held_out[int(np.argmax(leaked))])
+        message = f"validation rows are training rows too: {int(leaked.sum())}"
+        hint = "take them out of data.validation_path"
+        yield Problem("leaked-rows", "warning", message, where(row), hint=hint, rows=int(leaked.sum()))
+    yield from _template_findings(account, template, where(0))
+
+
+def _template_findings(account: Account, template: Template, where: Location) -> Iterator[Problem]:
+    formats = account.formats
+    if formats["chat"] and not template.terminator:
+        message = "no stop token: the template does not close the assistant's turn, so the model may not stop"
+        yield Problem("no-stop-token", "warning", message, where, hint="name another data.template")
+    if template.prints_date and formats.keys() - {"text"}:
+        message = "the template prints today's date into every row, so another day's prompts differ from these"
+        hint = "name a data.template (.jinja) with a fixed date, if answers must not hang on it"
+        yield Problem("dated-template", "warning", message, where, hint=hint)
+    if formats["completion"] and template.chat and not template.completion_as_chat:
+        pairs = f"{formats['completion']} rows of prompt + completion are joined as plain text"
+        message = f"{pairs}; data.template=model sends them through the model's chat template instead"
+        yield Problem("joined-as-text", "note", message, where)
+
+
+def form_findings(account: Account, where: Location) -> Iterator[Problem]:
+    """What is told of the rows' forms."""
+    if len(account.forms) > 1:
+        forms = ", ".join(f"{form} ({count} rows)" for form, count in account.forms.most_common())
+        yield Problem(
+            "mixed-formats",
+            "note",
+            f"the rows have several formats: {forms}",
+            where,
+            hint="nothing need be done if that is meant; data.format reads one of them only",
+        )
+
+
+def repeated_rows(count: int, where: Location) -> Problem:
+    """The finding that rows equal earlier ones."""
+    return Problem(
+        "duplicate-rows",
+        "warning",
+        f"rows equal an earlier one: {count}; they share its side of the split",
+        where,
+        hint="take them out, unless they are meant to count so often",
+        rows=count,
+    )
+
+
+def refuse_if_strict(data: DataConfig, report: Report) -> None:
+    """Strict data loses nothing: no row, no field, no part of an answer; and nothing in it is changed."""
+    if not data.strict:
+        return
+    if report.rejected:
+        first = report.problems[0]
+        raise DataError(f"{report.rows_rejected} rows cannot be used, the first: {first}", hint=first.hint)
+    if told := [problem for problem in report.problems if problem.code not in _HARMLESS]:
+        raise DataError(
+            f"data.strict: {'; '.join(map(str, told))}", hint="mend the rows, or set data.strict to false"
+        )
+
+
+def nothing_usable(report: Report, *, is_validation: bool) -> DataError:
+    """0 usable rows: the count and the first place of each reason."""
+    kind = "0 usable validation rows" if is_validation else "0 usable rows"
+    if not report.rows_read:
+        return DataError(f"{kind}: the data holds no rows", hint="give a file with one object a line")
+    reasons = "; ".join(f"{count} × {code}, first {report.first(code)}" for code, count in report.rejected.items())
+    limit = report.stats["max_length"]
+    total = f"{report.rows_rejected} of {report.rows_read} rejected with max_length {limit}"
+    return DataError(
+        f"{kind}, so no trainable (supervised) token: {total}: {reasons}",
+        hint=report.problems[0].hint if report.problems else None,
+    )

@@ -192,6 +192,13 @@ def test_validation_rows_of_a_file_of_their_own_that_are_training_rows_too_are_t
     assert (problem.rows, str(problem.where)) == (2, f"{held_out}, line 2")
 
 
+def test_rows_from_python_are_validated_on_the_file_that_is_named(tmp_path: Path) -> None:
+    held_out = write_jsonl(tmp_path / "b.jsonl", [{"instruction": "New", "output": "held out"}])
+    settings = {"model.name_or_path": "none", "data.validation_path": str(held_out)}
+    made = prepare_rows(load_config(None, settings=settings).config, tokenizer=CHAT, source=arithmetic_rows(120))
+    assert (len(made.train), answers(made.validation)) == (120, ["held out"])
+
+
 # --- weights, turns, findings -----------------------------------------------------------------------------
 
 

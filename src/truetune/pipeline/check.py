@@ -15,9 +15,10 @@ from truetune.pipeline.stages import (
     RowPath,
     Rows,
     chunks,
-    data_files,
     load_data_tokenizer,
     require_sources,
+    training_files,
+    validation_files,
 )
 
 
@@ -89,7 +90,8 @@ def tell_split(prepared: PreparedDataset, listener: Listener) -> None:
 def _read_only(config: Config, source: Rows | None, formatting: Formatting | None, listener: Listener) -> Report:
     """What the rows alone tell: whether they can be read, as what, and how many are equal."""
     path, account = RowPath(config.data), Account()
-    inputs = [source] if source is not None else [file for files in data_files(config, listener) for file in files]
+    training = training_files(config.data, listener) if source is None else [source]
+    inputs = [*training, *validation_files(config.data, listener)]
     keys: set[int] = set()
     repeats: list[Location] = []
     first: Location | None = None

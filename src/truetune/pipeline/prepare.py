@@ -32,9 +32,10 @@ from truetune.pipeline.stages import (
     RowPath,
     Rows,
     chunks,
-    data_files,
     length_limit,
     load_data_template,
+    training_files,
+    validation_files,
 )
 from truetune.pipeline.workers import dealt, usable_processes
 
@@ -104,7 +105,7 @@ def prepare_rows(
     template = load_data_template(config.data, tokenizer)
     max_length = length_limit(config.data, context_length)
     preparation = _Preparation(config, template, max_length, formatting, listener)
-    prepared = preparation.run() if source is None else preparation.run_apart([source], [])
+    prepared = preparation.run(source)
     if must_be_usable:
         refuse_if_strict(config.data, prepared.report)
         if not len(prepared.train) or (config.data.validation_path and not len(prepared.validation)):
@@ -126,7 +127,7 @@ def trace_rows(
     template = load_data_template(config.data, tokenizer)
     max_length = length_limit(config.data, context_length)
     path, account = RowPath(config.data, template, max_length=max_length), Account()
-    inputs: list[SourceFile | Rows] = [source] if source is not None else [*data_files(config, listener)[0]]
+    inputs = training_files(config.data, listener) if source is None else [source]
     kept: list[Row] = []
     for chunk in chunks(inputs, formatting, size=max(limit, 10)):
         rows, of_chunk = path.take(chunk)
@@ -156,11 +157,12 @@ class _Preparation:
         self.account = Account()
         self._path = RowPath(config.data, template, max_length=max_length)
 
-    def run(self) -> PreparedDataset:
-        """The rows of the config's files, found in the cache or put there."""
-        training, validation = data_files(self.config, self.listener)
-        if self.formatting:
-            return self.run_apart(training, validation)
+    def run(self, source: Rows | None) -> PreparedDataset:
+        """The rows: in the cache, found or put there; what the user's own Python makes for this process alone."""
+        training = training_files(self.config.data, self.listener) if source is None else []
+        validation = validation_files(self.config.data, self.listener)
+        if source is not None or self.formatting:
+            return self._run_apart(training if source is None else [source], validation)
         key = _key(self.config, [*training, *validation], self.template, self.max_length)
         folder = cached(
             cache_directory() / "prepared",
@@ -171,8 +173,7 @@ class _Preparation:
         )
         return _opened(folder, self.template, folder=folder)
 
-    def run_apart(self, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> PreparedDataset:
-        """What is the user's own Python, prepared for this process alone."""
+    def _run_apart(self, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> PreparedDataset:
         keeper = tempfile.TemporaryDirectory(prefix="truetune-")
         self.write(Path(keeper.name), inputs, validation)
         return _opened(Path(keeper.name), self.template, folder=None, keeper=keeper)

@@ -82,11 +82,14 @@ def length_limit(data: DataConfig, context_length: int | None) -> int:
     return min(data.max_length, context_length or data.max_length)
 
 
-def data_files(config: Config, listener: Listener) -> tuple[list[SourceFile], list[SourceFile]]:
-    """The files to train on and those to validate on; hub files are fetched. Raises DataError."""
-    training = [file for source in sources(config.data) for file in _found(source, listener)]
-    path = config.data.validation_path
-    return training, _found(Source(path), listener) if path else []
+def training_files(data: DataConfig, listener: Listener) -> list[SourceFile]:
+    """The files to train on; hub files are fetched. Raises DataError."""
+    return [file for source in sources(data) for file in _found(source, listener)]
+
+
+def validation_files(data: DataConfig, listener: Listener) -> list[SourceFile]:
+    """The files to validate on, if data.validation_path names any. Raises DataError."""
+    return _found(Source(data.validation_path), listener) if data.validation_path else []
 
 
 def require_sources(data: DataConfig) -> None:

@@ -18,7 +18,7 @@ from truetune.pipeline.check import tell_data, tell_split
 from truetune.pipeline.machine import Machine, ask_machine, load_base_model
 from truetune.pipeline.plan import keep_decisions, plan_run, train_job
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
-from truetune.pipeline.stages import Formatting, Rows, data_files, require_sources, shaped_records
+from truetune.pipeline.stages import Formatting, Rows, require_sources, shaped_records, training_files
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 
 Resume = Literal["never", "auto", "newest"] | Path
@@ -307,7 +307,7 @@ def _own_rows(
         return shaped_records(rows, formatting)
     if formatting is None:
         return None
-    return (record for file in data_files(config, listener)[0] for record in shaped_records(file, formatting))
+    return (record for file in training_files(config.data, listener) for record in shaped_records(file, formatting))
 
 
 def _data_name(config: Config) -> str | None:

@@ -8,7 +8,7 @@ from truetune.data.formats import parse_example
 from truetune.data.render import render, render_prompt
 from truetune.data.rules import RowError
 from truetune.data.templates import load_template
-from truetune.data.tokenize import tokenize
+from truetune.data.tokenize import _by_offsets, tokenize
 
 ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
 
@@ -54,7 +54,8 @@ class Traced:
         self.template = load_template(tokenizer, **options)
         self.example = parsed(fields)
         self.rendered = render(self.example, template=self.template)
-        (tokens,) = tokenize([self.rendered], tokenizer=tokenizer)
+        (tokens,) = tokenize([self.rendered], template=self.template)
+        assert [tokens] == _by_offsets([self.rendered], tokenizer) or isinstance(tokens, RowError)
         if isinstance(tokens, RowError):
             raise tokens
         self.tokens: Tokenized = tokens

@@ -56,7 +56,7 @@ def prepared(path: Path, tokenizer: Any, **options: Any) -> Prepared:
         try:
             example = parse_example(record)
             rendered = render(example, template=template)
-            (tokens,) = tokenize([rendered], tokenizer=tokenizer)
+            (tokens,) = tokenize([rendered], template=template)
             if isinstance(tokens, RowError):
                 raise tokens
         except RowError as error:
@@ -302,7 +302,7 @@ def test_g12_a_row_of_each_turn_keeps_its_thinking() -> None:
     talk = chat("u:1+1", "a:<think>\nadd\n</think>\n\n2", "u:2+2", "a:<think>\nsum\n</think>\n\n4")
     template = load_template(byte_tokenizer(chat_template=THINKING))
     rows = [render(each, template=template) for each in examples_per_turn(parsed(talk))]
-    tokens = tokenize(rows, tokenizer=template.tokenizer)
+    tokens = tokenize(rows, template=template)
     assert [row.supervised for row in tokens if isinstance(row, Tokenized)] == [24, 24]
     assert [row.learned() for row in rows] == [
         ("<think>\nadd\n</think>\n\n2<|im_end|>",),

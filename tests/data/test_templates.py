@@ -1,11 +1,13 @@
 """Prompts byte for byte, and answers located in the templates of every family, or refused."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from conftest import CHATML, STRICT, THINKING, TOOLS, byte_tokenizer
@@ -459,6 +461,26 @@ def test_in_every_family_s_template_exactly_the_answers_and_their_closings_are_l
     if not path.name.startswith(THINKS):
         assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
         assert row.prompt == rendered.text[: rendered.spans[-1][0]]
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: path.stem)
+def test_turns_of_text_become_the_text_that_transformers_makes_of_them(path: Path) -> None:
+    template = in_wheel(path)
+    turns = parsed(chat("s:be brief", "u:q one", "a:Alpha", "u:q two", "a:Beta")).messages
+    for said in (turns[1:2], turns[1:3], turns[:4], turns[1:]):
+        for opens in (False, True):
+            messages = [message.for_template() for message in said]
+            made = outcome(partial(template.chat_text, said, open_answer=opens))
+            assert made == outcome(
+                partial(template.tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=opens)
+            )
+
+
+def outcome(make: Callable[[], str]) -> str | None:
+    """The text, or None where the template refuses the turns."""
+    with suppress(RowError, jinja2.TemplateError, TypeError, ValueError):
+        return make()
+    return None
 
 
 @pytest.mark.parametrize("path", texts(), ids=lambda path: path.stem)

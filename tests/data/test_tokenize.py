@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from conftest import CHATML, CHATML_BOS, STRICT, byte_tokenizer
 from traced import Traced, chat, prefixing_tokenizer, swallowing_tokenizer, words_tokenizer
 from truetune.data.examples import IGNORED, Rendered, Tokenized
 from truetune.data.rules import RowError
+from truetune.data.templates import Template, load_template
 from truetune.data.tokenize import fit, tokenize
 from truetune.errors import BackendError
 
@@ -101,6 +103,23 @@ def test_in_a_talk_exactly_the_answers_and_their_terminators_are_learned(texts: 
     )
 
 
+def test_delimiters_that_stand_at_other_places_among_the_ids_are_not_trusted() -> None:
+    """The header's line break and the answer's first letter are one token: its offsets say that it must be split."""
+    tokenizer = byte_tokenizer(chat_template=CHATML, merges=(("\n", "y"),))
+    row = Traced(chat("u:hi", "a:yo", "u:x", "a:z"), tokenizer)
+    assert row.template.delimiter_ids is not None
+    assert row.learned == ["yo<|im_end|>", "z<|im_end|>"]
+
+
+def test_a_control_token_that_swallows_blanks_delimits_nothing_by_its_id() -> None:
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    assert Traced(chat("u:hi", "a:yo"), tokenizer).template.delimiter_ids is not None
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|im_end|>", rstrip=True)]})
+    row = Traced(chat("u:hi", "a:yo", "u:x", "a:z"), tokenizer)
+    assert row.template.delimiter_ids is None
+    assert row.learned == ["yo<|im_end|>", "z<|im_end|>"]
+
+
 # --- the answer's end -------------------------------------------------------------------------------------
 
 
@@ -113,7 +132,7 @@ def test_a_terminator_of_plain_text_is_learned_to_its_last_character() -> None:
 def test_a_token_across_the_answer_s_end_is_split_there() -> None:
     tokenizer = byte_tokenizer(merges=((">", "X"),))
     assert len(tokenizer("a>Xb")["input_ids"]) == 3
-    assert tokenize([Rendered("a>Xb", ((1, 2),))], tokenizer=tokenizer) == [
+    assert tokenize([Rendered("a>Xb", ((1, 2),))], template=load_template(tokenizer)) == [
         Tokenized([*b"a>Xb"], [IGNORED, ord(">"), IGNORED, IGNORED])
     ]
 
@@ -150,7 +169,7 @@ def test_the_first_token_is_never_a_target_and_labels_are_as_long_as_ids() -> No
 
 def test_a_row_with_nothing_to_learn_is_returned_as_the_reason_beside_the_others() -> None:
     good, empty = Rendered("ab", ((1, 2),)), Rendered("ab", ((0, 1),))
-    first, second, third = tokenize([good, empty, good], tokenizer=byte_tokenizer())
+    first, second, third = tokenize([good, empty, good], template=load_template(byte_tokenizer()))
     assert first == third == Tokenized([97, 98], [IGNORED, 98])
     assert isinstance(second, RowError)
     assert second.code == "empty-mask"
@@ -158,7 +177,7 @@ def test_a_row_with_nothing_to_learn_is_returned_as_the_reason_beside_the_others
 
 def test_rows_are_tokenized_alike_alone_and_together() -> None:
     rows = [Traced(pair("a" * n, "b" * n), MERGES) for n in range(1, 6)]
-    together = tokenize([row.rendered for row in rows], tokenizer=MERGES)
+    together = tokenize([row.rendered for row in rows], template=load_template(MERGES))
     assert together == [row.tokens for row in rows]
 
 
@@ -167,7 +186,7 @@ def test_a_tokenizer_without_offsets_is_refused_with_the_remedy() -> None:
         is_fast = False
 
     with pytest.raises(BackendError, match="no character offsets") as caught:
-        tokenize([Rendered("a", ((0, 1),))], tokenizer=Slow())
+        tokenize([Rendered("a", ((0, 1),))], template=Template(Slow(), None, "alpaca"))
     assert "tokenizer.json" in str(caught.value.hint)
 
 

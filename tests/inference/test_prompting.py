@@ -41,7 +41,7 @@ def chat(*turns: str) -> Conversation:
 
 
 def tokenized(example: Example, template: Any) -> Tokenized:
-    (row,) = tokenize([render(example, template=template)], tokenizer=template.tokenizer)
+    (row,) = tokenize([render(example, template=template)], template=template)
     assert isinstance(row, Tokenized)
     return row
 

@@ -38,6 +38,16 @@ _BARRED = re.compile(r"<([|｜]).+\1>")
 PLACEHOLDER = re.compile(r"\{(instruction|input|output|system)\}")
 
 
+@dataclass(frozen=True, slots=True)
+class Delimiters:
+    """What an answer stands between, with the ids: a terminator is one token, a header begins with one."""
+
+    header: str
+    terminator: str
+    header_ids: list[int]
+    terminator_id: int
+
+
 @dataclass(frozen=True)
 class Template:
     """How examples become text for one tokenizer; training and inference share one value.
@@ -173,6 +183,22 @@ class Template:
             return None
         return (self.headers[0], self.terminator) if self.control_tokens.search(self.headers[0]) else None
 
+    @cached_property
+    def delimiter_ids(self) -> Delimiters | None:
+        """The delimiters with their ids, where these show the answers' places among the ids of a row.
+
+        That takes byte-level tokens, which spell a text without a gap, and control tokens that swallow no blanks:
+        then no token begins inside a header of these ids and ends behind it.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if self.delimiters is None or backend is None or type(backend.decoder).__name__ != "ByteLevel":
+            return None
+        header, terminator = (backend.encode(text, add_special_tokens=False).ids for text in self.delimiters)
+        control = [self.tokenizer.added_tokens_decoder.get(token) for token in (header[0], *terminator)]
+        if len(terminator) > 1 or any(token is None or token.lstrip or token.rstrip for token in control):
+            return None
+        return Delimiters(*self.delimiters, header, terminator[0])
+
     @property
     def prints_date(self) -> bool:
         """True if the text hangs on the day it is made."""
@@ -208,13 +234,41 @@ class Template:
                 return self._applied([_with_text_arguments(message) for message in messages], tools, open_answer)
             raise
 
+    @cached_property
+    def _compiled(self) -> Any:
+        """The chat template as transformers compiles it; None where a version compiles it otherwise.
+
+        Turns of text alone go to it directly: the copies and checks of apply_chat_template take longer than most
+        templates. A test holds both to the same text.
+        """
+        from transformers.utils import chat_template_utils
+
+        compile_template = getattr(chat_template_utils, "_compile_jinja_template", None)
+        return compile_template(self.chat) if compile_template else None
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(self.tokenizer.special_tokens_map)
+
     def _applied(self, messages: Sequence[Message], tools: Sequence[Any], open_answer: bool) -> str:
         from jinja2 import TemplateSyntaxError
 
+        turns = [message.for_template() for message in messages]
+        is_plain = turns and not tools and not any(message.extra for message in messages)
         try:
+            if is_plain and self._compiled is not None:
+                return str(
+                    self._compiled.render(
+                        messages=turns,
+                        tools=None,
+                        documents=None,
+                        add_generation_prompt=open_answer,
+                        **self._special_tokens,
+                    )
+                )
             return str(
                 self.tokenizer.apply_chat_template(
-                    [message.for_template() for message in messages],
+                    turns,
                     tools=list(tools) or None,
                     chat_template=self.chat,
                     tokenize=False,

@@ -3,12 +3,15 @@
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from truetune.data.examples import IGNORED, Rendered, Span, Tokenized
 from truetune.data.rules import RowError
+from truetune.data.templates import Delimiters, Template
 from truetune.errors import BackendError
 
 # Two blanks, or one that is no line break, at the end of a prompt.
@@ -19,14 +22,19 @@ _ANCHORS = ("\n", "x", "(")
 Overlong = Literal["drop", "cut_at_turn", "truncate", "error"]
 
 
-def tokenize(rows: Sequence[Rendered], *, tokenizer: Any) -> list[Tokenized | RowError]:
+def tokenize(rows: Sequence[Rendered], *, template: Template) -> list[Tokenized | RowError]:
     """Tokens and labels of each row, or the reason why its labels cannot be exact.
 
     The text carries its own BOS and stop token, so nothing is added. A prompt's tokens are those of the prompt
     alone, as at inference: where a token would straddle the start of an answer, the text is split there.
     """
-    encodings = _encode([row.text for row in rows], tokenizer=tokenizer)
-    return [_label(row, encoding, tokenizer=tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
+    tokenizer, delimiters = template.tokenizer, template.delimiter_ids
+    if delimiters is None:
+        return _by_offsets(rows, tokenizer)
+    found = list(map(partial(_by_delimiters, delimiters), rows, _encode_fast([row.text for row in rows], tokenizer)))
+    rest = [row for row, labelled in zip(rows, found, strict=True) if labelled is None]
+    others = iter(_by_offsets(rest, tokenizer))
+    return [next(others) if labelled is None else labelled for labelled in found]
 
 
 def tokenize_prompt(prompt: Rendered, *, tokenizer: Any) -> list[int]:
@@ -65,6 +73,47 @@ def _encode(texts: list[str], *, tokenizer: Any) -> list[Any]:
         )
     encodings: list[Any] = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return encodings
+
+
+def _encode_fast(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:
+    """The ids alone: offsets cost a tenth of the time."""
+    return (each.ids for each in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+
+
+def _by_delimiters(delimiters: Delimiters, row: Rendered, ids: list[int]) -> Tokenized | RowError | None:
+    """Tokens and labels by the ids of header and terminator; None where these do not show each span's place.
+
+    As many headers among the ids as in the text are the same ones, so the span behind a text's second header is
+    behind the second among the ids.
+    """
+    header, terminator = delimiters.header, delimiters.terminator
+    if row.breaks or row.prompts:
+        return None
+    starts = list(_behind(delimiters.header_ids, ids))
+    if len(starts) != row.text.count(header):
+        return None
+    ranges = []
+    for start, end in row.spans:
+        if not row.text.endswith(header, 0, start) or row.text.find(terminator, start) + len(terminator) != end:
+            return None
+        first = starts[row.text.count(header, 0, start) - 1]
+        ranges.append((first, ids.index(delimiters.terminator_id, first) + 1))
+    return _labelled(ids, ranges)
+
+
+def _behind(header: list[int], ids: list[int]) -> Iterator[int]:
+    """The places behind each header among the ids."""
+    place = 0
+    with suppress(ValueError):  # What list.index raises where there is none left.
+        while True:
+            place = ids.index(header[0], place) + 1
+            if ids[place : place + len(header) - 1] == header[1:]:
+                yield place + len(header) - 1
+
+
+def _by_offsets(rows: Sequence[Rendered], tokenizer: Any) -> list[Tokenized | RowError]:
+    encodings = _encode([row.text for row in rows], tokenizer=tokenizer)
+    return [_label(row, encoding, tokenizer=tokenizer) for row, encoding in zip(rows, encodings, strict=True)]
 
 
 def _label(row: Rendered, encoding: Any, *, tokenizer: Any) -> Tokenized | RowError:

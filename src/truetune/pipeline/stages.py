@@ -227,7 +227,7 @@ class RowPath:
         """The usable rows of a chunk, and what became of all of them. Raises DataError where a policy is error."""
         template, account = cast(Template, self._template), Account()
         rendered = list(self._rendered(self.examples(chunk, account), template, account))
-        tokens = tokenize([row[3] for row in rendered], tokenizer=template.tokenizer)
+        tokens = tokenize([row[3] for row in rendered], template=template)
         found = (self._row(*row, each, account) for row, each in zip(rendered, tokens, strict=True))
         rows = [row for row in found if row is not None]
         account.first_learned = rows[0].rendered.learned() if rows else ()

@@ -1,7 +1,8 @@
 """What becomes of a conversation that a chat template refuses, in training as at inference.
 
 Only a row whose original the template refuses is changed: its system message goes in front of the first user turn,
-turns of one role in a row become one. Tool calls that the template has no place for are written as text.
+turns of one role in a row become one, tool calls get ids of a form that every template takes. Tool calls and results
+that the template has no place for are written as text.
 """
 
 import json
@@ -27,11 +28,19 @@ def apply_template(
         return template.chat_text(messages, tools=tools, open_answer=open_answer)
 
     taken, text, notes = _taken(tuple(turns), text_of, template)
-    calls = sum(bool(called(turn)) for turn in taken)
-    if calls and template.adapts_roles and _ignores_calls(taken, text, text_of):
-        taken = tuple(map(_with_calls_as_text, taken))
-        return taken, text_of(taken), (*notes, Note("calls-as-text", count=calls))
-    return taken, text, notes
+    if not (_calls(taken) and template.adapts_roles and _ignores_calls(taken, text, text_of)):
+        return taken, text, notes
+    spoken = tuple(map(_with_calls_as_text, taken))
+    text = text_of(spoken)
+    if any(turn.role == "tool" and turn.content.strip() not in text for turn in spoken):
+        spoken = _with_results_as_text(spoken)
+        text = text_of(spoken)
+    return spoken, text, (*notes, Note("calls-as-text", count=_calls(taken)))
+
+
+def _calls(turns: Turns) -> int:
+    """How many of the turns call tools."""
+    return sum(bool(called(turn)) for turn in turns)
 
 
 def _ignores_calls(turns: Turns, text: str, text_of: Callable[[Turns], str]) -> bool:
@@ -55,13 +64,30 @@ def _taken(
     except RowError:
         if not template.adapts_roles:
             raise
-        for changed, notes in _changes(turns):
+        for changed, notes in _changes(turns, template):
             with suppress(RowError):
                 return changed, text_of(changed), notes
         raise
 
 
-def _changes(turns: tuple[Message, ...]) -> Iterable[tuple[tuple[Message, ...], tuple[Note, ...]]]:
+def _changes(
+    turns: tuple[Message, ...], template: Template
+) -> Iterable[tuple[tuple[Message, ...], tuple[Note, ...]]]:
+    """The turns with other roles; with ids for their calls; with calls and results as text. Only what differs."""
+    yield from _roles_changed(turns)
+    calls = _calls(turns)
+    if calls:
+        numbered = _with_ids(turns)
+        yield numbered, ()
+        yield from _roles_changed(numbered)
+    if calls and not template.tells_calls:
+        spoken = _with_results_as_text(tuple(map(_with_calls_as_text, turns)))
+        note = Note("calls-as-text", count=calls)
+        yield spoken, (note,)
+        yield from ((changed, (*notes, note)) for changed, notes in _roles_changed(spoken))
+
+
+def _roles_changed(turns: tuple[Message, ...]) -> Iterable[tuple[tuple[Message, ...], tuple[Note, ...]]]:
     """The turns with equal roles merged, with the system folded, with both; only what differs from the original."""
     folded, merged = _folded(turns), _merged(turns)
     both = _merged(folded)
@@ -105,6 +131,40 @@ def _with_calls_as_text(turn: Message) -> Message:
         return turn
     written = [f"<tool_call>\n{json.dumps(_spoken(call), ensure_ascii=False)}\n</tool_call>" for call in calls]
     return replace(turn, content="\n".join(filter(None, [turn.content, *written])), extra=_without_calls(turn))
+
+
+def _with_results_as_text(turns: Turns) -> tuple[Message, ...]:
+    """What tools answered as a user's turn, one for all the results in a row, as Hermes and Qwen write them."""
+    changed: list[Message] = []
+    for role, group in groupby(turns, key=lambda turn: turn.role):
+        together = list(group)
+        if role == "tool":
+            written = (f"<tool_response>\n{turn.content}\n</tool_response>" for turn in together)
+            together = [Message("user", "\n".join(written))]
+        changed += together
+    return tuple(changed)
+
+
+def _with_ids(turns: Turns) -> tuple[Message, ...]:
+    """Each call with an id of nine letters and figures, which Mistral's templates insist on, and its result with it.
+
+    They count up, so that a prompt has those of its row, and so that there is no chance in what is learned.
+    """
+    count, waiting = 0, dict[Any, str]()
+    changed = []
+    for turn in turns:
+        extra = dict(turn.extra)
+        if called(turn):
+            calls = extra["tool_calls"]
+            ids = [f"call{count + index:05}" for index in range(len(calls))]
+            count += len(calls)
+            waiting = {call.get("id") or index: id_ for index, (call, id_) in enumerate(zip(calls, ids, strict=True))}
+            extra["tool_calls"] = [{**call, "id": id_} for call, id_ in zip(calls, ids, strict=True)]
+        elif turn.role == "tool" and waiting:
+            told = extra.get("tool_call_id")
+            extra["tool_call_id"] = waiting.pop(told if told in waiting else next(iter(waiting)))
+        changed.append(replace(turn, extra=extra))
+    return tuple(changed)
 
 
 def _without_calls(turn: Message) -> dict[str, Any]:

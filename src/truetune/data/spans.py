@@ -8,7 +8,8 @@ its span.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +20,10 @@ from truetune.data.examples import Conversation, Message, Span
 from truetune.data.rules import RowError
 from truetune.data.templates import BAR, CLOSE, OPEN, Template
 
-_MARKS = re.compile(f"[{OPEN}{CLOSE}{BAR}]")
+# Behind an opening mark stands which pair it opens, since a template may write a call's name again beside the result.
+_PAIRS = "".join(map(chr, range(0xE100, 0xE200)))
+_MARKS = re.compile(f"[{OPEN}{CLOSE}{BAR}{_PAIRS}]")
+_IN_PAIRS = re.compile(f"(?:{OPEN}[{_PAIRS}]{CLOSE})*")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT = "</think>"
 
@@ -43,12 +47,12 @@ def locate_answers(row: Conversation, text: str, *, template: Template) -> tuple
 
 
 def _hold_answers(spans: Sequence[Span], row: Conversation, text: str) -> bool:
-    """True if there is a span for each answer, which holds its visible text and the name of each tool it calls."""
+    """True if there is a span for each answer, which holds its visible text and the name of each of its calls."""
     answers = _answers(row)
     return len(spans) == len(answers) and all(
-        part in text[start:end]
+        text.count(part, start, end) >= count
         for (start, end), answer in zip(spans, answers, strict=True)
-        for part in (_visible(answer), *called(answer))
+        for part, count in Counter(filter(None, (_visible(answer), *called(answer)))).items()
     )
 
 
@@ -89,43 +93,55 @@ def _delimited(row: Conversation, template: Template, text: str) -> tuple[Span, 
 
 def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
     """Spans from a second rendering with marks in each answer; None unless it proves equal."""
-    if _MARKS.search(text):
+    pairs = _PAIRS[: sum(map(_marks_in, _answers(row)))]
+    if _MARKS.search(text) or len(pairs) < sum(map(_marks_in, _answers(row))):
         return None
+    unused = iter(pairs)
     has_calls = any(called(message) for message in row.messages)
-    marked = template.chat_text([_mark(message, bar=has_calls) for message in row.messages], tools=row.tools)
+    marked = template.chat_text([_mark(turn, unused, bar=has_calls) for turn in row.messages], tools=row.tools)
     if _MARKS.sub("", marked) != text:
         return None
     places = [(match.start() - index, match[0]) for index, match in enumerate(_MARKS.finditer(marked))]
-    pairs = sum(map(_marks_in, _answers(row)))
-    if "".join(mark for _, mark in places if mark != BAR) != (OPEN + CLOSE) * pairs:
-        return None
-    return _around_marks(places, row, template, text)
+    found = _first_pairs(places)
+    return _around_marks(found, places, row, template, text) if found.keys() == set(pairs) else None
 
 
-def _mark(message: Message, *, bar: bool) -> Message:
+def _first_pairs(places: Sequence[tuple[int, str]]) -> dict[str, Span]:
+    """Where each pair of marks stands first; nothing if a mark has no partner."""
+    marks = [(place, mark) for place, mark in places if mark != BAR]
+    if not _IN_PAIRS.fullmatch("".join(mark for _, mark in marks)):
+        return {}
+    found: dict[str, Span] = {}
+    for (start, _), (_, pair), (end, _) in zip(marks[::3], marks[1::3], marks[2::3], strict=True):
+        found.setdefault(pair, (start, end))
+    return found
+
+
+def _mark(message: Message, unused: Iterator[str], *, bar: bool) -> Message:
     """Marks around the visible part of an answer and the names it calls; a bar inside any other message."""
     if message.role == "assistant":
-        return _mark_answer(message)
+        return _mark_answer(message, unused)
     body = message.content.strip()
     middle = message.content.find(body) + (len(body) + 1) // 2
     marked = message.content[:middle] + BAR + message.content[middle:]
     return replace(message, content=marked) if bar and body else message
 
 
-def _mark_answer(message: Message) -> Message:
+def _mark_answer(message: Message, unused: Iterator[str]) -> Message:
     body, calls = _visible(message), message.extra.get("tool_calls")
     if calls:
-        message = replace(message, extra={**message.extra, "tool_calls": list(map(_mark_call, calls))})
+        marked_calls = [_mark_call(call, next(unused)) for call in calls]
+        message = replace(message, extra={**message.extra, "tool_calls": marked_calls})
     if calls and not body:
         return message
     thinking, tag, answer = message.content.rpartition(_THOUGHT)
     start = answer.find(body)
-    marked = answer[:start] + OPEN + body + CLOSE + answer[start + len(body) :]
+    marked = answer[:start] + OPEN + next(unused) + body + CLOSE + answer[start + len(body) :]
     return replace(message, content=thinking + tag + marked)
 
 
-def _mark_call(call: Any) -> Any:
-    return {**call, "function": {**call["function"], "name": OPEN + call["function"]["name"] + CLOSE}}
+def _mark_call(call: Any, pair: str) -> Any:
+    return {**call, "function": {**call["function"], "name": OPEN + pair + call["function"]["name"] + CLOSE}}
 
 
 def _marks_in(answer: Message) -> int:
@@ -135,27 +151,32 @@ def _marks_in(answer: Message) -> int:
 
 
 def _around_marks(
-    places: Sequence[tuple[int, str]], row: Conversation, template: Template, text: str
+    found: Mapping[str, Span], places: Sequence[tuple[int, str]], row: Conversation, template: Template, text: str
 ) -> tuple[Span, ...] | None:
     """The answers' spans, each around its own marks; None if the beginning or the end of one is not certain."""
-    opens, closes = ([place for place, mark in places if mark == kind] for kind in (OPEN, CLOSE))
-    pairs = iter(zip(opens, closes, strict=True))
+    pairs = iter(_PAIRS)
     spans: list[Span] = []
     for index, answer in enumerate(row.messages):
         if answer.role != "assistant":
             continue
-        own = list(islice(pairs, _marks_in(answer)))
-        first, last = own[0][0], own[-1][1]
+        own = [found[pair] for pair in islice(pairs, _marks_in(answer))]
+        first, last = min(start for start, _ in own), max(end for _, end in own)
         after = spans[-1][1] if spans else 0
-        start = _behind_header(text, _begun(text, first, answer, template, after=after), template, after=after)
+        if first < after:
+            return None
+        asked = max([after, *(place for place, mark in places if mark == BAR and place < first)])
+        begun = _begun(text, first, answer, template, after=asked)
+        start = _behind_header(text, begun, template, after=asked)
         if start is None:
-            start = _behind_prompt(row, index, template, text, limit=first)
+            start = _behind_prompt(row, index, template, text, after=after, limit=first)
         if called(answer):
             limit = min((place for place, mark in places if place > last and mark != CLOSE), default=len(text))
             end = _closed_behind_calls(text, last, limit, template)
+            if end is None:
+                end = _closed_as_last(row, index, template, text, last, limit)
         else:
             start, end = first if start is None else start, _closed(text, last, template)
-        if start is None or end is None:
+        if start is None or end is None or any(mark == BAR and start < place < end for place, mark in places):
             return None
         spans.append((start, end))
     return tuple(spans)
@@ -176,12 +197,23 @@ def _begun(text: str, start: int, answer: Message, template: Template, *, after:
     return place if place >= 0 and any(text.find(header, after, place) >= 0 for header in headers) else start
 
 
-def _behind_prompt(row: Conversation, index: int, template: Template, text: str, *, limit: int) -> int | None:
-    """Where the prompt of the answer at `index` ends, for one that no header opens; None if it is not the text's."""
+def _behind_prompt(
+    row: Conversation, index: int, template: Template, text: str, *, after: int, limit: int
+) -> int | None:
+    """Where the prompt of the answer at `index` ends, for one that no header opens; None if it is not the text's.
+
+    Where only what stands before differs (Mistral tells system and tools in the last turn), its last turn tells.
+    """
     with suppress(RowError):
         prompt = template.chat_text(row.messages[:index], tools=row.tools, open_answer=True)
         if text.startswith(prompt) and len(prompt) <= limit:
             return len(prompt)
+        asked = row.messages[index - 1].content.strip()
+        turn = prompt[prompt.rindex(asked) :] if asked and asked in prompt else ""
+        place = text.rfind(turn, after, limit) if turn else -1
+        behind = place + len(turn)
+        if place >= 0 and (template.control_tokens.search(turn) or not text[behind:limit].strip()):
+            return behind
     return None
 
 
@@ -193,8 +225,8 @@ def _closed(text: str, end: int, template: Template) -> int:
     ends = (
         place + len(closing)
         for closing in template.closings
-        for place in (end, body)
-        if text.startswith(closing, place)
+        for place in (end, body, body - len(closing) + len(closing.lstrip()))
+        if place >= end and text.startswith(closing, place)
     )
     return next(ends, end)
 
@@ -203,6 +235,17 @@ def _closed_behind_calls(text: str, last: int, limit: int, template: Template) -
     """The end of the first terminator behind the calls; None if the next message begins before there is one."""
     places = ((text.find(closing, last, limit), closing) for closing in template.closings)
     return min((place + len(closing) for place, closing in places if place >= 0), default=None)
+
+
+def _closed_as_last(
+    row: Conversation, index: int, template: Template, text: str, last: int, limit: int
+) -> int | None:
+    """Where the row would end with this answer, for calls that close otherwise than words do (gpt-oss, Gemma 4)."""
+    with suppress(RowError):
+        upto = template.chat_text(row.messages[: index + 1], tools=row.tools).rstrip()
+        if text.startswith(upto) and last <= len(upto) <= limit:
+            return len(upto)
+    return None
 
 
 # --- by the template's own marks, and turn by turn --------------------------------------------------------

@@ -32,9 +32,14 @@ ALPACA_WITHOUT_INPUT = (
 OPEN, CLOSE, BAR = "\ue0f0", "\ue0f1", "\ue0f2"
 # Stands inside a word that looks like a control token, until the text is rendered.
 BREAK = "\ue0f3"
-_NO_THINKING = "{%- set enable_thinking = false -%}"
+_NO_THINKING, _THINKING = (f"{{%- set enable_thinking = {value} -%}}" for value in ("false", "true"))
 # How control tokens are spelled that a tokenizer does not call special: DeepSeek's <｜User｜>, Qwen's <|fim_prefix|>.
 _BARRED = re.compile(r"<([|｜]).+\1>")
+_TAG = r"</?\w[^<>\s]*>"
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
 PLACEHOLDER = re.compile(r"\{(instruction|input|output|system)\}")
 
 
@@ -80,7 +85,7 @@ class Template:
         """What the template ends a prompt with, for the model to go on; nothing if it cannot be told."""
         user = [Message("user", "x" + BAR)]
         try:
-            closed, opened = self.chat_text(user), self.chat_text(user, open_answer=True)
+            closed, opened = self._probed(user), self._probed(user, open_answer=True)
         except RowError:
             return ""
         return opened[len(closed) :] if opened.startswith(closed) else ""
@@ -94,9 +99,9 @@ class Template:
         prompt = self.opening
         if not prompt:
             return ()
-        behind = self.chat_text([Message("user", "x" + BAR)]).rpartition(BAR)[2]
+        behind = self._probed([Message("user", "x" + BAR)]).rpartition(BAR)[2]
         openings = [before.rpartition(BAR)[2].removeprefix(behind) for before in self._probe.split(OPEN)[:-1]]
-        shared = [_shared(prompt, opening) for opening in openings]
+        shared = [self._shared(prompt, opening) for opening in openings]
         found = {prompt, prompt.partition("<think>")[0], *shared} - {""}
         return tuple(sorted(found, key=len, reverse=True))
 
@@ -109,7 +114,7 @@ class Template:
         early = self.terminator if between.startswith(self.terminator) else self._control_tokens_at(between, most=1)
         if not self.control_tokens.search(between[len(early) :]):
             early = ""  # It opens the next turn and closes nothing.
-        shared = _shared(between, self._probe.rpartition(CLOSE)[2]).rstrip()
+        shared = self._shared(between, self._probe.rpartition(CLOSE)[2]).rstrip()
         return tuple(dict.fromkeys(filter(None, (self.terminator, early or shared))))
 
     @cached_property
@@ -117,9 +122,23 @@ class Template:
         """Two rounds of talk with the places marked, or nothing if the template refuses them."""
         turns = [Message("user", "x" + BAR), Message("assistant", OPEN + "y" + CLOSE)]
         try:
-            return self.chat_text(turns * 2)
+            return self._probed(turns * 2)
         except RowError:
             return ""
+
+    def _probed(self, messages: Sequence[Message], *, open_answer: bool = False) -> str:
+        """The messages in the template, with a tool where it refuses to go without."""
+        with suppress(RowError):
+            return self.chat_text(messages, open_answer=open_answer)
+        return self.chat_text(messages, tools=[_PROBE_TOOL], open_answer=open_answer)
+
+    def _shared(self, left: str, right: str) -> str:
+        """The beginning that both have, without a piece of a token or tag: `<think>` and `</think>` share nothing."""
+        places = enumerate(zip(left, right, strict=False))
+        length = next((place for place, (a, b) in places if a != b), min(len(left), len(right)))
+        whole = re.compile(f"{self.control_tokens.pattern}|{_TAG}")
+        inside = (match.start() for match in whole.finditer(left) if match.start() < length < match.end())
+        return left[: next(inside, length)]
 
     @cached_property
     def servers_chat_template(self) -> str | None:
@@ -148,16 +167,24 @@ class Template:
         if self.chat is None:
             return str(self.tokenizer.eos_token or "")
         try:
-            marked = self.chat_text([Message("user", "x"), Message("assistant", "y" + CLOSE)])
+            marked = self._probed([Message("user", "x"), Message("assistant", "y" + CLOSE)])
         except RowError:
             return ""
         tail = marked.partition(CLOSE)[2]
         closing = self._control_tokens_at(tail)
-        if tail[
-            len(closing) :
-        ].strip():  # The template opens the next answer right away: only the first token closes.
+        eos = self.tokenizer.eos_token
+        if eos and eos in closing:
+            return closing[: closing.index(eos) + len(eos)]
+        if tail[len(closing) :].strip() or self._opens_always(tail):  # Then only the first token closes.
             closing = self._control_tokens_at(tail, most=1)
         return closing or tail.rstrip()
+
+    def _opens_always(self, tail: str) -> bool:
+        """True if the next answer is opened behind an answer's first token, as it is in a prompt."""
+        behind = tail[len(self._control_tokens_at(tail, most=1)) :].strip()
+        with suppress(RowError):
+            return bool(behind) and self._probed([Message("user", "x")], open_answer=True).rstrip().endswith(behind)
+        return False
 
     def _control_tokens_at(self, text: str, *, most: int = 9) -> str:
         """The special tokens that the text begins with, and the blanks before them; nothing if there are none."""
@@ -171,10 +198,20 @@ class Template:
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: the template's terminator, where it is a special token, and EOS."""
+        """The ids that end an answer: the template's terminators, where they are special tokens, and EOS."""
         closing = self.control_tokens.findall(self.terminator) if self.terminator_is_token else []
+        closing += self.control_tokens.findall(self._call_stop)
         ids = (*map(self.tokenizer.convert_tokens_to_ids, closing), self.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+    @cached_property
+    def _call_stop(self) -> str:
+        """The control token that ends a call (gpt-oss has one for that), if it isn't how prompts end."""
+        if not self.tells_calls:
+            return ""
+        found = re.search(rf"(?:{self.control_tokens.pattern})\Z", self._call.rstrip())
+        prompt = self._probed([Message("user", "x")], open_answer=True).rstrip()
+        return found[0] if found and not prompt.endswith(found[0]) else ""
 
     @cached_property
     def delimiters(self) -> tuple[str, str] | None:
@@ -207,12 +244,24 @@ class Template:
     @cached_property
     def tells_tools(self) -> bool:
         """True if the template has a place for the definitions of tools."""
-        function = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
-        turns = [Message("user", "x")]
         try:
-            return "probe" in self.chat_text(turns, tools=[{"type": "function", "function": function}])
+            return "probe" in self.chat_text([Message("user", "x")], tools=[_PROBE_TOOL])
         except RowError:
             return False
+
+    @property
+    def tells_calls(self) -> bool:
+        """True if the template has a place for the calls of tools."""
+        return "called" in self._call
+
+    @cached_property
+    def _call(self) -> str:
+        """A question and the call of a tool, or nothing if the template refuses them."""
+        call = {"id": "call00000", "type": "function", "function": {"name": "called", "arguments": {}}}
+        with suppress(RowError):
+            if self.chat is not None:
+                return self._probed([Message("user", "x"), Message("assistant", "", {"tool_calls": [call]})])
+        return ""
 
     @cached_property
     def control_tokens(self) -> re.Pattern[str]:
@@ -293,12 +342,6 @@ def _with_text_arguments(message: Message) -> Message:
     return replace(message, extra={**message.extra, "tool_calls": spelled})
 
 
-def _shared(left: str, right: str) -> str:
-    """The beginning that both have."""
-    length = next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), len(left))
-    return left[: min(length, len(right))]
-
-
 def load_template(tokenizer: Any, *, template: str = "auto", thinking: Thinking = "keep", **options: Any) -> Template:
     """The template that `template` names, for this tokenizer; `options` are the other fields of a Template.
 
@@ -341,7 +384,8 @@ def _without_thinking(tokenizer: Any, chat: str | None) -> str:
     The setting stands in the template itself, so that whoever prompts with it does the same.
     """
     quiet = _NO_THINKING + (chat or "")
-    if chat is None or Template(tokenizer, quiet, None).opening == Template(tokenizer, chat, None).opening:
+    own, silent, loud = (Template(tokenizer, text, None).opening for text in (chat, quiet, _THINKING + (chat or "")))
+    if chat is None or (own == silent == loud and not own.rstrip().endswith("</think>")):
         raise TemplateError(
             "data.thinking: empty needs a chat template that knows enable_thinking, and the model's does not",
             hint="set data.thinking to keep, or to mask, which learns no thinking",

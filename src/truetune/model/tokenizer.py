@@ -12,10 +12,11 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
     from transformers import AutoTokenizer
 
     try:
+        # Where mistral-common is installed, a folder with a tekken.json would get its backend, which has no offsets.
         tokenizer = AutoTokenizer.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=trust_remote_code
+            source.path, revision=source.revision, trust_remote_code=trust_remote_code, mistral_format=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         raise unloadable(source, "tokenizer", error) from error
     return prepared(tokenizer)
 
@@ -50,4 +51,8 @@ def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError
         if source.is_local
         else "check the hub id and the network; a private model needs HF_TOKEN; a local folder needs its path"
     )
+    if "pip install" in str(error):  # transformers asks for tiktoken also where sentencepiece is what it lacks.
+        hint = (
+            "its files need one more package: sentencepiece for a tokenizer.model, mistral-common for a tekken.json"
+        )
     return BackendError(f"cannot load the {part} of {source.name}: {reason}", hint=hint)

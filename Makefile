@@ -5,12 +5,13 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+UNSLOTH := .venv-unsloth
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Idle OpenMP threads must sleep: spinning ones slow a busy machine tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check lint types layers tests docs format clean
+.PHONY: install demo test check lint types layers tests test-unsloth docs gpu-check format clean
 
 install: $(INSTALLED)
 
@@ -24,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/truetune demo
 
-test: lint types layers tests docs
+test: lint types layers tests test-unsloth docs
 check: test
 
 lint: $(INSTALLED)
@@ -38,7 +39,18 @@ layers: $(INSTALLED)
 	$(BIN)/lint-imports
 
 tests: $(INSTALLED)
-	$(BIN)/pytest --ignore tests/docs
+	$(BIN)/pytest --ignore tests/docs --ignore tests/unsloth
+
+# Unsloth in environments of its own: beside the newest libraries, then on the versions that pip finds for it.
+test-unsloth: $(INSTALLED)
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/unsloth/environment.sh newest $(UNSLOTH)/newest
+	$(UNSLOTH)/newest/bin/python -m pytest tests/unsloth
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/unsloth/environment.sh resolved $(UNSLOTH)/resolved
+	$(UNSLOTH)/resolved/bin/python -m pytest tests/unsloth -k "contracts or same_tokens or plain_peft or are_those_of_trl or guide"
+
+# Correctness and speed of both engines on a CUDA GPU, within 9 minutes; without one it checks itself.
+gpu-check: $(INSTALLED)
+	$(BIN)/python bench/gpu_check.py
 
 # Runs every command and example of README and docs/.
 docs: $(INSTALLED)
@@ -49,4 +61,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(UNSLOTH) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -152,7 +152,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("training.learning_rate='1e-4'", "auto or a number above 0 (got '1e-4')"),
         ("training.num_train_epochs=0", "above 0 (got 0)"),
         ("training.lr_scheduler_type=cosin", "did you mean cosine?"),
-        ("training.backend=unsloth", "not available yet"),
+        ("training.backend=unsloht", "did you mean unsloth?"),
         ("evaluation.eval_strategy=daily", "one of no, steps, epoch"),
         ("checkpoints.save_steps=0", "checkpoints.save_steps"),
         ("logging.report_to=mlflow", "tensorboard, wandb, trackio"),

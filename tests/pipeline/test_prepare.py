@@ -310,6 +310,14 @@ def test_check_without_a_model_tells_what_the_rows_alone_can(tmp_path: Path) -> 
     assert report.stats["formats"] == {"instruction": 4, "text": 1}
 
 
+def test_a_field_that_only_some_rows_have_makes_no_other_format(tmp_path: Path) -> None:
+    asked = {"instruction": "Add", "input": "1 2", "output": "3"}
+    one = write_jsonl(tmp_path / "one.jsonl", [*arithmetic_rows(3), asked])
+    two = write_jsonl(tmp_path / "two.jsonl", [*arithmetic_rows(3), {"question": "Add 1 2", "answer": "3"}])
+    assert not [problem for problem in prepared(str(one)).report.problems if problem.code == "mixed-formats"]
+    assert "question, answer (1 rows)" in prepared(str(two)).report.first("mixed-formats").message
+
+
 def test_a_run_s_report_is_that_of_check(tmp_path: Path, tiny_base: Path) -> None:
     data = write_jsonl(tmp_path / "a.jsonl", [*arithmetic_rows(20), {"foo": 1}])
     run = truetune.train(model=str(tiny_base), data=data, output_dir=tmp_path / "run", max_steps=1, **FAST)

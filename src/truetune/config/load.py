@@ -349,8 +349,6 @@ def _wrong(name: str, named: _Named | None) -> str:
     choices = _choices(_field(name).annotation)
     close = difflib.get_close_matches(str(named.value), choices, n=1)
     suggestion = f"; did you mean {close[0]}?" if close else ""
-    if name == "training.backend" and named.value == "unsloth":
-        suggestion = "; the Unsloth engine is not available yet"
     words = _words(_field(name))
     if isinstance(named.given.value, str) and "number" in words and _is_number(named.given.value):
         suggestion = "; write it without quotes"

@@ -133,6 +133,7 @@ ALIASES: dict[str, Alias] = {
     **_aliases("data.test_size", "val_size", "val_set_size", "validation_split"),
     **_aliases("data.train_on", "assistant_only_loss", "completion_only_loss", translate=_choose("assistant", "all")),
     **_aliases("data.train_on", "train_on_inputs", "train_on_prompt", translate=_choose("all", "assistant")),
+    **_aliases("training.backend", "use_unsloth", translate=_when_true("unsloth")),
     **_aliases("training.num_train_epochs", "n_epochs", "num_epochs", "epochs"),
     **_aliases(
         "training.per_device_train_batch_size",

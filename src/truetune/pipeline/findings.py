@@ -58,8 +58,9 @@ def _template_findings(account: Account, template: Template, where: Location) ->
 
 
 def form_findings(account: Account, where: Location) -> Iterator[Problem]:
-    """What is told of the rows' forms."""
-    if len(account.forms) > 1:
+    """What is told of the rows' forms; a field that some rows have more than others makes no other form."""
+    spelled = [(form.partition(" from ")[0], frozenset(_fields(form))) for form in account.forms]
+    if sum(not any(word == other and names < more for other, more in spelled) for word, names in spelled) > 1:
         forms = ", ".join(f"{form} ({count} rows)" for form, count in account.forms.most_common())
         yield Problem(
             "mixed-formats",
@@ -68,6 +69,11 @@ def form_findings(account: Account, where: Location) -> Iterator[Problem]:
             where,
             hint="nothing need be done if that is meant; data.format reads one of them only",
         )
+
+
+def _fields(form: str) -> list[str]:
+    """The fields that a form is read from: "chat from messages (role/content)" names messages (role/content)."""
+    return form.partition(" from ")[2].split(", ")
 
 
 def repeated_rows(count: int, where: Location) -> Problem:

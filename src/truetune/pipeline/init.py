@@ -16,7 +16,7 @@ def initial_config(config: Config, *, listener: Listener) -> str:
     """The config as YAML, every `auto` decided for these rows, with comments. Loads no weights."""
     machine = ask_machine(config, listener)
     prepared = prepare_rows(
-        config, tokenizer=machine.tokenizer, context_length=machine.context_length, listener=listener
+        config, tokenizer=machine.tokenizer, context_length=machine.facts.context_length, listener=listener
     )
     plan = plan_run(config, machine=machine, prepared=prepared)
     reasons = {name: description for name, _, description, _ in fields()}

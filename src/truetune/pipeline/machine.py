@@ -1,14 +1,13 @@
 """What a config meets on this machine: device, precision, model, tokenizer; whatever it refuses, it refuses here."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from truetune.config.schema import Config
 from truetune.errors import BackendError, ConfigError
 from truetune.listener import Listener
-from truetune.model.adapter import LoraSettings, add_adapter
-from truetune.model.attention import isolates_samples
+from truetune.model.adapter import LoraSettings
 from truetune.model.hardware import (
     DTYPES,
     Device,
@@ -19,43 +18,49 @@ from truetune.model.hardware import (
     use_one_gpu,
 )
 from truetune.model.load import (
+    ModelFacts,
     ModelOptions,
     Quantization,
-    context_length,
     count_parameters,
-    load_model,
+    read_facts,
     require_optimizer,
     require_quantization,
 )
-from truetune.model.source import ModelSource, fingerprint, resolve_model
+from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model
 from truetune.model.tokenizer import load_tokenizer
+from truetune.pipeline.backends import Backend, Situation, choose_backend
+from truetune.training.session import LoadedModel, ModelRequest
 
 _LIBRARIES = ("truetune", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+_OPTIONAL = ("unsloth",)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the config meets here: device and precision, the model's source, its tokenizer and context."""
+    """What the config meets here: device and precision, the model's source and tokenizer, the engine that trains."""
 
     device: Device
     precision: Precision
     quantization: Quantization
     source: ModelSource
     tokenizer: Any
-    context_length: int | None
+    facts: ModelFacts
     parameters: int
     num_processes: int
     fingerprint: str | None
+    backend: Backend
+    backend_reason: str
 
-    def as_record(self, model: Any) -> dict[str, Any]:
+    def as_record(self, model: LoadedModel) -> dict[str, Any]:
         """What run.json keeps about model and machine."""
         return {
             "model": {
                 "name_or_path": self.source.name,
-                "revision": getattr(model.config, "_commit_hash", None) or self.source.revision,
+                "revision": model.revision,
                 "fingerprint": self.fingerprint,
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": model.dtype,
             },
+            "backend": self.backend,
             "precision": self.precision,
             "device": self.device,
             "num_processes": self.num_processes,
@@ -65,25 +70,20 @@ class Machine:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries a run stands on."""
+    """The versions of the libraries a run stands on; of Unsloth, where it is installed."""
     from importlib import metadata
 
-    return {name: metadata.version(name) for name in _LIBRARIES}
+    there = (*_LIBRARIES, *(name for name in _OPTIONAL if metadata_has(name)))
+    return {name: metadata.version(name) for name in there}
 
 
-def ask_machine(config: Config, listener: Listener) -> Machine:
+def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = False) -> Machine:
     """Checks everything a machine can refuse, then loads the tokenizer. Raises BackendError."""
     from truetune.training.trackers import require_trackers
 
     require_trackers(config.logging.report_to)
-    quantization = quantization_of(config)
-    require_quantization(quantization)
+    require_quantization(_asked_quantization(config))
     require_optimizer(config.training.optim)
-    if quantization != "none" and config.adapter.method == "full":
-        raise ConfigError(
-            "adapter.method: full cannot train quantised weights",
-            hint="use adapter.method: lora, or load_in_4bit: false",
-        )
     device = resolve_device(config.model.device)
     if device == "cuda" and (said := use_one_gpu()):
         listener.say(said)
@@ -94,44 +94,66 @@ def ask_machine(config: Config, listener: Listener) -> Machine:
         )
     source = resolve_model(config.model.name_or_path, revision=config.model.revision)
     trust = config.model.trust_remote_code
+    facts = read_facts(source, trust_remote_code=trust)
+    quantization = _quantization(config, facts)
+    num_processes = _num_processes(config)
+    backend, reason = choose_backend(config, Situation(device, facts.model_type, num_processes, has_callbacks))
     return Machine(
         device=device,
         precision=precision,
         quantization=quantization,
         source=source,
         tokenizer=load_tokenizer(source, trust_remote_code=trust),
-        context_length=context_length(source, trust_remote_code=trust),
+        facts=facts,
         parameters=count_parameters(source, trust_remote_code=trust),
-        num_processes=_num_processes(config),
+        num_processes=num_processes,
         fingerprint=fingerprint(source),
+        backend=backend,
+        backend_reason=reason,
     )
 
 
-def quantization_of(config: Config) -> Quantization:
+def _asked_quantization(config: Config) -> Quantization:
     return "4bit" if config.model.load_in_4bit else "8bit" if config.model.load_in_8bit else "none"
 
 
-def load_base_model(config: Config, machine: Machine, listener: Listener) -> tuple[Any, bool]:
-    """The model to train, adapter and all, and whether it keeps concatenated rows apart."""
-    listener.say(f"loading {machine.source.name} on {machine.device}, computing in {machine.precision}")
-    model = load_model(machine.source, _model_options(config, machine))
-    isolates = isolates_samples(model)
-    if config.adapter.method == "lora":
-        adapter = config.adapter
-        targets = adapter.target_modules
-        settings = LoraSettings(
-            r=adapter.r,
-            lora_alpha=adapter.lora_alpha,
-            lora_dropout=adapter.lora_dropout,
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            bias=adapter.bias,
-            init_from=adapter.init_from,
+def _quantization(config: Config, facts: ModelFacts) -> Quantization:
+    """How the base is stored: as asked for, or as it is stored already."""
+    asked, stored = _asked_quantization(config), facts.quantization
+    if stored != "none" and asked not in ("none", stored):
+        raise ConfigError(
+            f"model.load_in_{asked}: {config.model.name_or_path} is stored in {stored.removesuffix('bit')} bits",
+            hint=f"leave it out, or set load_in_{stored}",
         )
-        model = add_adapter(model, settings, seed=config.training.seed)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    listener.say(f"{trainable:,} of {total:,} weights are trained ({trainable / total:.2%})")
-    return model, isolates
+    quantization = stored if stored != "none" else asked
+    require_quantization(quantization, because=None if asked != "none" else config.model.name_or_path)
+    if quantization != "none" and config.adapter.method == "full":
+        raise ConfigError(
+            "adapter.method: full cannot train quantised weights",
+            hint="use adapter.method: lora, or a base that is not quantised with load_in_4bit: false",
+        )
+    return quantization
+
+
+def model_request(config: Config, machine: Machine, *, max_length: int) -> ModelRequest:
+    """The model to train, adapter and all; every setting has been decided."""
+    adapter, targets = config.adapter, config.adapter.target_modules
+    settings = LoraSettings(
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        bias=adapter.bias,
+        init_from=adapter.init_from,
+    )
+    return ModelRequest(
+        source=machine.source,
+        options=_model_options(config, machine),
+        adapter=settings if adapter.method == "lora" else None,
+        seed=config.training.seed,
+        max_length=max_length,
+        gradient_checkpointing=bool(config.training.gradient_checkpointing),
+    )
 
 
 def _model_options(config: Config, machine: Machine) -> ModelOptions:
@@ -139,7 +161,8 @@ def _model_options(config: Config, machine: Machine) -> ModelOptions:
     dtype: str = config.model.dtype
     if dtype == "auto":
         dtype = DTYPES[machine.precision] if config.adapter.method == "lora" else "float32"
-    return ModelOptions(dtype, machine.device, machine.quantization, config.model.trust_remote_code)
+    options = ModelOptions(dtype, machine.device, machine.quantization, config.model.trust_remote_code)
+    return replace(options, is_stored_quantized=machine.facts.quantization != "none")
 
 
 def _num_processes(config: Config) -> int:

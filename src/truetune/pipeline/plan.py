@@ -86,6 +86,7 @@ def _choices(config: Config, machine: Machine, steps: Schedule, *, is_packed: bo
     packing = "at least 100 steps remain" if is_packed else "packed, the rows would make under 100 steps"
     accumulation = f"gives {steps.total_steps} steps; starts from 4, lowered until a run has 50"
     decided = {
+        "backend": Choice("training.backend", machine.backend, machine.backend_reason),
         "learning_rate": learning_rate(
             method=config.adapter.method, parameters=machine.parameters, is_quantized=is_quantized
         ),
@@ -102,7 +103,9 @@ def _choices(config: Config, machine: Machine, steps: Schedule, *, is_packed: bo
 def _resolved(config: Config, choices: Sequence[Choice], machine: Machine, *, is_packed: bool) -> Config:
     decided = {name: choice.value for choice in choices for section, _, name in [choice.name.partition(".")]}
     decided.pop("packing", None)
-    training = config.training.model_copy(update={**decided, "backend": "trl", "precision": machine.precision})
+    training = config.training.model_copy(
+        update={**decided, "backend": machine.backend, "precision": machine.precision}
+    )
     data = config.data.model_copy(update={"packing": is_packed})
     return config.model_copy(update={"training": training, "data": data})
 

@@ -28,7 +28,7 @@ from truetune.data.templates import Template, load_template
 from truetune.data.tokenize import fit, tokenize
 from truetune.errors import DataError
 from truetune.listener import Listener
-from truetune.model.load import context_length
+from truetune.model.load import read_facts
 from truetune.model.source import resolve_model
 from truetune.model.tokenizer import load_tokenizer
 
@@ -73,7 +73,7 @@ def load_data_tokenizer(config: Config) -> dict[str, Any]:
     source = resolve_model(model.name_or_path, revision=model.revision)
     return {
         "tokenizer": load_tokenizer(source, trust_remote_code=trust),
-        "context_length": context_length(source, trust_remote_code=trust),
+        "context_length": read_facts(source, trust_remote_code=trust).context_length,
     }
 
 

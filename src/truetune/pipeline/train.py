@@ -14,12 +14,14 @@ from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.tokenizer import with_chat_template
+from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import tell_data, tell_split
-from truetune.pipeline.machine import Machine, ask_machine, load_base_model
+from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, train_job
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import Formatting, Rows, require_sources, shaped_records, training_files
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
+from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
 
 Resume = Literal["never", "auto", "newest"] | Path
 
@@ -91,12 +93,13 @@ def train_run(
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
     if resume_from is not None and directory.config.exists():
         config = keep_decisions(config, load_config(directory.config).config)
-    machine = ask_machine(config, listener)
+    machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
+    config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
     source = list(rows) if rows is not None and iter(rows) is rows else rows  # A generator ends with its first use.
     prepared = prepare_rows(
         config,
         tokenizer=machine.tokenizer,
-        context_length=machine.context_length,
+        context_length=machine.facts.context_length,
         source=source,
         formatting=formatting,
         listener=listener,
@@ -116,16 +119,18 @@ def train_run(
         training.refuse_another_run()
         if training.is_complete(resume_from):
             return open_run(directory.path)
-    model, isolates = training.load()
-    if overwrite and resume_from is None:
-        directory.clear()
-    training.write_start(model, _own_rows(config, source, formatting, listener), resume_from)
+    session = training.open_session()
     try:
-        training.train(model, isolates=isolates, resume_from=resume_from, callbacks=callbacks)
+        model = training.load(session)
+        if overwrite and resume_from is None:
+            directory.clear()
+        training.write_start(model, _own_rows(config, source, formatting, listener), resume_from)
+        training.train(session, isolates=model.isolates, resume_from=resume_from, callbacks=callbacks)
     except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        directory.update_record(status=status, error=str(error), ended=now())
+        training.write_failure(error)
         raise
+    finally:
+        session.close()
     return open_run(directory.path)
 
 
@@ -146,12 +151,43 @@ class _Training:
         self.prepared = prepared
         self.listener = listener
         self.plan = plan_run(config, machine=machine, prepared=prepared)
+        self._has_begun = False
 
-    def load(self) -> tuple[Any, bool]:
-        """The model, and whether it keeps concatenated rows apart; packs are given up if it does not."""
-        model, isolates = load_base_model(self.config, self.machine, self.listener)
-        if isolates:
-            return model, True
+    def open_session(self) -> Session:
+        return open_session(
+            self.machine.backend,
+            device=self.machine.device,
+            directory=self.directory.path,
+            listener=self.listener,
+            write_metrics=self.directory.append_metrics,
+        )
+
+    def load(self, session: Session) -> LoadedModel:
+        """The model; packs are given up if it does not keep concatenated rows apart."""
+        machine, engine = self.machine, "" if self.machine.backend == "trl" else " with Unsloth"
+        self.listener.say(
+            f"loading {machine.source.name} on {machine.device}{engine}, computing in {machine.precision}"
+        )
+        max_length = self.prepared.report.stats["max_length"]
+        model = session.load(model_request(self.plan.config, machine, max_length=max_length))
+        share = model.trained_weights / model.weights
+        self.listener.say(f"{model.trained_weights:,} of {model.weights:,} weights are trained ({share:.2%})")
+        self._tell_coverage(model)
+        if not model.isolates:
+            self._give_up_packs()
+        return model
+
+    def _tell_coverage(self, model: LoadedModel) -> None:
+        if self.config.adapter.method == "lora":
+            share = model.reached_weights / self.machine.parameters
+            self.listener.say(f"adapters on {model.reached_weights:,} of the base's weights ({share:.0%})")
+        if model.missed_experts:
+            self.listener.warn(
+                f"adapter.target_modules: no adapter on the experts ({', '.join(model.missed_experts)}), which hold "
+                "most of this model's weights; all-linear reaches them"
+            )
+
+    def _give_up_packs(self) -> None:
         if self.config.data.packing is True:
             raise BackendError(
                 "data.packing: this model's attention lets packed samples see each other",
@@ -162,14 +198,9 @@ class _Training:
         self.plan = plan_run(
             self.config.model_copy(update={"data": data}), machine=self.machine, prepared=self.prepared
         )
-        return model, False
 
-    def train(self, model: Any, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
+    def train(self, session: Session, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
         """Trains, then saves and verifies; run.json says at any time how far it came."""
-        from truetune.training.monitor import MetricsCallback
-        from truetune.training.trackers import tracker_environment
-        from truetune.training.trl import build_engine, train
-
         logging = self.config.logging
         job = train_job(
             self.plan,
@@ -178,42 +209,36 @@ class _Training:
             is_padding_free=isolates,
             resume_from=resume_from,
         )
-        with tracker_environment(run=self.directory.path, logging_dir=logging.logging_dir, project=logging.project):
-            engine = build_engine(
-                job,
-                model=model,
-                tokenizer=with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template),
-                train=self.plan.sequences,
-                validation=self.prepared.validation,
-                listener=self.listener,
-                callbacks=callbacks,
-            )
-            result = train(engine, job, metrics=MetricsCallback(self.directory.append_metrics))
+        tokenizer = with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template)
+        rows = TrainingRows(self.plan.sequences, self.prepared.validation, tokenizer)
+        tracking = Tracking(self.directory.path, logging.logging_dir, logging.project)
+        result = session.train(job, rows, tracking, callbacks)
         outcome = {**asdict(result), "ended": now()}
         if result.stopped_by:
             self.directory.update_record(status="stopped", **outcome)
             self.listener.warn(f"stopped by {result.stopped_by} after step {result.steps}; go on with --resume")
         else:
-            folder = self._save(engine)
+            folder = self._save(session)
             self.directory.update_record(status="finished", adapter=folder.name, **outcome)
 
-    def _save(self, engine: Any) -> Path:
+    def _save(self, session: Session) -> Path:
         from truetune.inference.prompt_format import prompt_format, write_prompt_format
-        from truetune.training.saving import save_adapter, save_full_model
 
         source, template = self.machine.source, self.prepared.template
-        if self.config.adapter.method == "lora":
-            folder = self.directory.adapter
-            tensors = save_adapter(engine, folder, base_model=source.name, revision=source.revision)
-        else:
-            folder = self.directory.model
-            tensors = save_full_model(engine, folder, stop_token_ids=template.stop_token_ids)
+        folder = self.directory.adapter if self.config.adapter.method == "lora" else self.directory.model
+        tensors = session.save(Destination(folder, source.name, source.revision, template.stop_token_ids))
         stored = prompt_format(template, self.prepared.formats, base_model=source.name, revision=source.revision)
         write_prompt_format(folder, stored)
         self.listener.say(f"saved and verified: {tensors} tensors in {folder}")
         return folder
 
-    def write_start(self, model: Any, own_rows: Iterable[Record] | None, resume_from: Path | None) -> None:
+    def write_failure(self, error: BaseException) -> None:
+        """How the run ended, if it had begun."""
+        if self._has_begun:
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.directory.update_record(status=status, error=str(error), ended=now())
+
+    def write_start(self, model: LoadedModel, own_rows: Iterable[Record] | None, resume_from: Path | None) -> None:
         """The directory as it stands before the first step: config, report, record, and rows from Python."""
         directory, plan, report = self.directory, self.plan, self.prepared.report
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -244,6 +269,7 @@ class _Training:
             effective_batch_size=plan.steps.effective_batch_size,
             settings=[asdict(choice) for choice in plan.choices],
         )
+        self._has_begun = True
 
     def identity(self) -> dict[str, Any]:
         """What must not change for a resumed run to be the same run."""
@@ -258,6 +284,7 @@ class _Training:
             "adapter.target_modules": targets if isinstance(targets, str) else list(targets),
             "data (rows, template, masking, length or split)": self.prepared.fingerprint,
             "data.packing": config.data.packing,
+            "training.backend": training.backend,
             "training.seed": training.seed,
             "training.per_device_train_batch_size": training.per_device_train_batch_size,
             "training.gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -266,7 +293,9 @@ class _Training:
 
     def refuse_another_run(self) -> None:
         """CheckpointError, naming each difference, if resuming would make this another run."""
-        before, now_ = self.directory.read_record().get("identity", {}), self.identity()
+        # Runs of version 0.1 say nothing of an engine: there was one.
+        before = {"training.backend": "trl", **self.directory.read_record().get("identity", {})}
+        now_ = self.identity()
         differences = [
             f"{name} was {before.get(name)} and is {now_[name]}" for name in now_ if before.get(name) != now_[name]
         ]

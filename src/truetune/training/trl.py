@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from truetune.data.collate import collate, collate_padded
-from truetune.data.examples import Packed, Tokenized
+from truetune.data.examples import IGNORED, Packed, Tokenized
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
+from truetune.training.loss import LanguageHead, provable_head
 from truetune.training.monitor import (
     MetricsCallback,
     NonFiniteGuard,
@@ -33,6 +35,9 @@ from truetune.training.monitor import (
     tell_step,
 )
 
+Scores: TypeAlias = FusedCausalLMOutput
+"""What a batch scores: log_probs, is_top1 and label_mask of every next token, and a mixture's aux_loss."""
+
 # transformers 5.24 renamed the argument; under the old name it warns.
 _RENAMED = "activation_checkpointing"
 _CHECKPOINTING = _RENAMED if _RENAMED in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"
@@ -40,14 +45,15 @@ _CHECKPOINTING = _RENAMED if _RENAMED in SFTConfig.__dataclass_fields__ else "gr
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """Tokens of some steps: predicted right, supervised, and all."""
+    """Tokens of some steps: supervised, all, and predicted right, where the engine tells."""
 
-    correct: int = 0
     supervised: int = 0
     tokens: int = 0
+    correct: int | None = None
 
     def plus(self, other: "_Counts") -> "_Counts":
-        return _Counts(self.correct + other.correct, self.supervised + other.supervised, self.tokens + other.tokens)
+        correct = None if other.correct is None else other.correct + (self.correct or 0)
+        return _Counts(self.supervised + other.supervised, self.tokens + other.tokens, correct)
 
 
 class _StepSums:
@@ -62,14 +68,18 @@ class _StepSums:
 
     def take(self) -> tuple[float, _Counts]:
         """The step's loss and counts, read in one go; the sums start anew."""
-        names = ("loss", "correct", "supervised", "tokens")
-        loss, *counts = torch.stack([self._sums[name].detach().float() for name in names]).tolist()
+        names = ("loss", "supervised", "tokens", "correct")
+        there = [self._sums[name].detach().float() for name in names if name in self._sums]
+        loss, *counts = torch.stack(there).tolist()
         self._sums.clear()
         return loss, _Counts(*map(int, counts))
 
 
 class Engine(SFTTrainer):
     """SFTTrainer with token-weighted metrics and evaluation, and an end to runs that diverge."""
+
+    tells_accuracy = True
+    """False where not every training batch tells how many tokens it predicts right."""
 
     def __init__(self, *, listener: Listener, **options: Any) -> None:
         super().__init__(**options)
@@ -81,6 +91,7 @@ class Engine(SFTTrainer):
         self._guarded_step = 0
         self._step = _StepSums()
         self._logged = _Counts()
+        self._plain, self._head = self.model, provable_head(self.model)
         # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
         for parameter in self.model.parameters():
             if parameter.requires_grad and getattr(self.model, "is_quantized", False):
@@ -93,7 +104,7 @@ class Engine(SFTTrainer):
         if self.aux_loss_enabled:
             inputs = {**inputs, "output_router_logits": True}
         weights, inputs = _without_weights(inputs)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = self.score(model, inputs)
         count = outputs.label_mask.sum()
         tokens = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=count.device)
         log_probs = outputs.log_probs if weights is None else outputs.log_probs * weights[:, 1:]
@@ -102,8 +113,17 @@ class Engine(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
-        self._step.add(correct=outputs.is_top1.sum(), supervised=count, tokens=_real_tokens(inputs))
+        self._step.add(supervised=count, tokens=real_tokens(inputs))
+        if self.tells_accuracy:
+            self._step.add(correct=outputs.is_top1.sum())
         return (loss, outputs) if return_outputs else loss
+
+    def score(self, model: Any, inputs: dict[str, Any]) -> Scores:
+        """The next tokens' `log_probs` and `is_top1`, (rows, length - 1), zero where `label_mask` is not set."""
+        if self._head is not None and model is self._plain and not self.aux_loss_enabled:
+            with self.accelerator.autocast():
+                return score_supervised(self._head, inputs)
+        return score_logits(model, inputs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self.watch.begin()
@@ -151,7 +171,7 @@ class Engine(SFTTrainer):
         for done, batch in enumerate(dataloader, start=1):
             _, inputs = _without_weights(self._prepare_inputs(batch))
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                outputs = self.score(model, inputs)
             sums = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
             # One transfer a batch; float64 on the CPU, since MPS has none.
             totals += torch.stack([value.float() for value in sums]).cpu().double()
@@ -166,7 +186,8 @@ class Engine(SFTTrainer):
         counts, self._logged = self._logged, _Counts()
         if "loss" in logs and counts.supervised:
             history = self.state.log_history
-            logs["mean_token_accuracy"] = counts.correct / counts.supervised
+            if counts.correct is not None:
+                logs["mean_token_accuracy"] = counts.correct / counts.supervised
             logs["num_tokens"] = counts.tokens + int(_last(history, "num_tokens") or 0)
             logs["supervised_tokens"] = counts.supervised + int(_last(history, "supervised_tokens") or 0)
             if self.watch.tokens_per_second:
@@ -186,11 +207,12 @@ def build_engine(
     validation: Sequence[Tokenized],
     listener: Listener,
     callbacks: Sequence[TrainerCallback] = (),
+    kind: type[Engine] = Engine,
 ) -> Engine:
     """The trainer for `job`, ready to train."""
     patience = job.early_stopping_patience
     stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience and validation else []
-    engine = Engine(
+    engine = kind(
         listener=listener,
         model=model,
         args=_arguments(job, has_validation=bool(validation)),
@@ -318,6 +340,35 @@ def _without_weights(inputs: dict[str, Any]) -> tuple[torch.Tensor | None, dict[
     return inputs.get("loss_weights"), {name: value for name, value in inputs.items() if name != "loss_weights"}
 
 
+def score_supervised(head: LanguageHead, inputs: dict[str, Any]) -> Scores:
+    """The scores of the supervised tokens, which are all that the output layer is asked for."""
+    labels = inputs["labels"][:, 1:]
+    mask = labels != IGNORED
+    values, is_top1 = head.log_probs(inputs, mask, labels[mask])
+    return Scores(
+        log_probs=values.new_zeros(mask.shape).masked_scatter(mask, values),
+        is_top1=is_top1.new_zeros(mask.shape).masked_scatter(mask, is_top1),
+        label_mask=mask,
+        aux_loss=None,
+    )
+
+
+def score_logits(model: Any, inputs: dict[str, Any]) -> Scores:
+    """The scores from all logits of the batch: of a model whose parts prove nothing, or with losses of its own."""
+    labels = inputs["labels"][:, 1:]
+    mask = labels != IGNORED
+    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+    logits, targets = outputs.logits[:, :-1][mask].float(), labels[mask]
+    log_probs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    is_top1 = logits.argmax(-1) == targets
+    return Scores(
+        log_probs=log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs),
+        is_top1=is_top1.new_zeros(mask.shape).masked_scatter(mask, is_top1),
+        label_mask=mask,
+        aux_loss=outputs.get("aux_loss"),
+    )
+
+
 def _columns(row: Tokenized | Packed) -> dict[str, Any]:
     if isinstance(row, Packed):
         lengths, weights = row.seq_lengths, row.weights
@@ -334,7 +385,7 @@ def overflowed(accelerator: Any) -> bool:
     return bool(accelerator.optimizer_step_was_skipped and accelerator.scaler.get_scale() >= 1)
 
 
-def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor:
+def real_tokens(inputs: dict[str, Any]) -> torch.Tensor:
     """The batch's tokens without padding, on its device."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     return torch.full((), ids.numel(), device=ids.device) if mask is None else mask.sum()

@@ -1,0 +1,159 @@
+"""A training, from the base's weights to verified ones: load, train, save, here or in a process of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from truetune.data.examples import Packed, Tokenized
+from truetune.listener import Listener
+from truetune.model.adapter import LoraSettings
+from truetune.model.load import ModelOptions
+from truetune.model.source import ModelSource
+from truetune.training.job import TrainJob, TrainResult
+
+WriteMetrics = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """The model to train: `adapter` is None where all its weights are. `max_length` is the longest row, in tokens."""
+
+    source: ModelSource
+    options: ModelOptions
+    adapter: LoraSettings | None
+    seed: int
+    max_length: int
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What became of a request: `isolates` is True if concatenated rows are kept apart; weights are counted.
+
+    `reached_weights` of the base have an adapter, `missed_experts` name those of a mixture that have none.
+    """
+
+    dtype: str
+    revision: str | None
+    isolates: bool
+    trained_weights: int
+    weights: int
+    reached_weights: int
+    missed_experts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """The rows to train and to validate on; `tokenizer` has the chat template that is saved with the model."""
+
+    train: Sequence[Tokenized | Packed]
+    validation: Sequence[Tokenized]
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where trackers write: a run's directory, TensorBoard's folder, the project's name."""
+
+    run: Path
+    logging_dir: str | None = None
+    project: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the trained weights go, and what is recorded of their base."""
+
+    folder: Path
+    base_model: str
+    revision: str | None
+    stop_token_ids: tuple[int, ...]
+
+
+class Session(Protocol):
+    """One training. The calls are made in this order, each once; `close` at the end, whatever happened."""
+
+    def load(self, request: ModelRequest) -> LoadedModel:
+        """Loads the base and adds the adapter. BackendError if it cannot be loaded or does not take it."""
+
+    def train(self, job: TrainJob, rows: TrainingRows, tracking: Tracking, callbacks: Sequence[Any]) -> TrainResult:
+        """Trains to the end, or to the step after SIGINT or SIGTERM."""
+
+    def save(self, destination: Destination) -> int:
+        """Saves the trained weights, verified, and returns how many tensors they are."""
+
+    def close(self) -> None:
+        """Lets go of the model."""
+
+
+@dataclass
+class TrlSession:
+    """A training in this process, with TRL's trainer."""
+
+    listener: Listener
+    write_metrics: WriteMetrics
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    _request: ModelRequest | None = None
+    _model: Any = None
+    _engine: Any = None
+
+    def load(self, request: ModelRequest) -> LoadedModel:
+        from truetune.model.adapter import missed_experts, reached_weights
+
+        self._request = request
+        self._model, isolates = self._load(request)
+        parameters = list(self._model.parameters())
+        has_adapter = request.adapter is not None
+        return LoadedModel(
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            revision=getattr(self._model.config, "_commit_hash", None) or request.source.revision,
+            isolates=isolates,
+            trained_weights=sum(each.numel() for each in parameters if each.requires_grad),
+            weights=sum(each.numel() for each in parameters),
+            reached_weights=reached_weights(self._model) if has_adapter else 0,
+            missed_experts=missed_experts(self._model) if has_adapter else (),
+        )
+
+    def _load(self, request: ModelRequest) -> tuple[Any, bool]:
+        """The model, ready to train, and whether it keeps concatenated rows apart."""
+        from truetune.model.adapter import add_adapter
+        from truetune.model.attention import fit_attention
+        from truetune.model.load import load_model
+
+        model = load_model(request.source, request.options)
+        isolates = fit_attention(model)
+        if request.adapter is None:
+            return model, isolates
+        return add_adapter(model, request.adapter, seed=request.seed), isolates
+
+    def train(self, job: TrainJob, rows: TrainingRows, tracking: Tracking, callbacks: Sequence[Any]) -> TrainResult:
+        from truetune.training.monitor import MetricsCallback
+        from truetune.training.trackers import tracker_environment
+        from truetune.training.trl import build_engine, train
+
+        with tracker_environment(run=tracking.run, logging_dir=tracking.logging_dir, project=tracking.project):
+            self._engine = build_engine(
+                job,
+                model=self._model,
+                tokenizer=rows.tokenizer,
+                train=rows.train,
+                validation=rows.validation,
+                listener=self.listener,
+                callbacks=callbacks,
+                **self.engine_options,
+            )
+            return train(self._engine, job, metrics=MetricsCallback(self.write_metrics))
+
+    def save(self, destination: Destination) -> int:
+        from truetune.training.saving import save_adapter, save_full_model
+
+        folder = destination.folder
+        if self._request and self._request.adapter:
+            return save_adapter(
+                self._engine, folder, base_model=destination.base_model, revision=destination.revision
+            )
+        return save_full_model(self._engine, folder, stop_token_ids=destination.stop_token_ids)
+
+    def close(self) -> None:
+        self._model = self._engine = None

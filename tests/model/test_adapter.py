@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Trained, architecture
 from truetune.errors import BackendError
-from truetune.model.adapter import add_adapter, load_trained_adapter
+from truetune.model.adapter import add_adapter, load_trained_adapter, missed_experts, reached_weights
 from truetune.model.load import ModelOptions, load_model, require_quantization
 from truetune.model.source import ModelSource
 
@@ -166,3 +166,28 @@ def test_quantisation_without_bitsandbytes_is_refused_with_its_install_line(monk
     with pytest.raises(BackendError, match="load_in_4bit needs bitsandbytes") as caught:
         require_quantization("4bit")
     assert "truetune[bnb]" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3Moe"])
+def test_a_mixture_s_experts_are_reached_by_all_linear_and_missed_ones_are_named(name: str) -> None:
+    whole = add_adapter(architecture(name), LORA, seed=1)
+    assert missed_experts(whole) == ()
+    some = add_adapter(architecture(name), replace(LORA, target_modules=("q_proj",)), seed=1)
+    assert missed_experts(some) == ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    base = architecture(name)
+    queries = sum(each.weight.numel() for each in (layer.self_attn.q_proj for layer in base.model.layers))
+    experts = sum(each.numel() for each in base.parameters() if each.dim() == 3)
+    assert reached_weights(some) == queries
+    assert queries + experts < reached_weights(whole) < base.num_parameters()
+    with pytest.raises(BackendError, match="lora_dropout: the experts of a mixture take no dropout"):
+        add_adapter(architecture(name), replace(LORA, lora_dropout=0.1), seed=1)
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_the_weights_that_adapters_reach_are_counted_however_they_are_stored(
+    tiny_base: Path, quantization: Any
+) -> None:
+    base = load_model(ModelSource("b", str(tiny_base)), ModelOptions("float32", "cpu", quantization))
+    linear = {name: layer for name, layer in tiny_model().named_modules() if isinstance(layer, torch.nn.Linear)}
+    expected = sum(layer.weight.numel() for name, layer in linear.items() if name != "lm_head")
+    assert reached_weights(add_adapter(base, LORA, seed=1)) == expected

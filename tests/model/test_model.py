@@ -1,11 +1,14 @@
 """Models from every source, on the hardware that is there; adapters that train what they should."""
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, TOKENIZER, job
@@ -14,9 +17,9 @@ from truetune.model.adapter import adapter_folder, add_adapter
 from truetune.model.hardware import resolve_device, resolve_precision
 from truetune.model.load import (
     ModelOptions,
-    context_length,
     count_parameters,
     load_model,
+    read_facts,
     require_optimizer,
     require_quantization,
 )
@@ -72,18 +75,53 @@ def test_a_folder_without_a_model_is_refused_and_an_adapters_folder_is_recognise
 
 
 def test_a_damaged_folder_is_refused_with_the_librarys_reason(tiny_base: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(tiny_base, tmp_path / "copy")
     (tmp_path / "copy" / "model.safetensors").unlink()
     with pytest.raises(BackendError, match="cannot load the model"):
         load_model(resolve_model(str(tmp_path / "copy")), CPU)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda tensor: None, r"1 of its weights are in no file, the first of them model\.layers\.0\.mlp\.up_proj"),
+        (lambda tensor: tensor[:10].clone(), r"other sizes than its config\.json says"),
+    ],
+    ids=["missing", "another size"],
+)
+def test_g26_a_base_whose_files_lack_weights_is_not_filled_with_random_ones(
+    damage: Callable[[torch.Tensor], torch.Tensor | None], reason: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    left = damage(weights.pop(name))
+    save_file(weights if left is None else {**weights, name: left}, file, metadata={"format": "pt"})
+    with pytest.raises(BackendError, match=reason):
+        load_model(resolve_model(str(tmp_path / "copy")), CPU)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_base_that_is_stored_quantised_is_loaded_as_it_is(
+    tiny_base: Path, tmp_path: Path, quantization: Any
+) -> None:
+    ids = torch.arange(8).unsqueeze(0)
+    model = load_model(resolve_model(str(tiny_base)), ModelOptions("float32", "cpu", quantization))
+    model.save_pretrained(tmp_path)
+    source = ModelSource("stored", str(tmp_path))
+    assert read_facts(source).quantization == quantization
+    stored = load_model(source, ModelOptions("float32", "cpu", quantization, is_stored_quantized=True))
+    assert stored.is_quantized
+    with torch.no_grad():
+        assert torch.equal(stored(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert read_facts(resolve_model(str(tiny_base))).quantization == "none"
+
+
 def test_a_model_is_counted_and_measured_without_its_weights(tiny_base: Path) -> None:
     source = resolve_model(str(tiny_base))
     assert count_parameters(source) == tiny_model().num_parameters()
-    assert context_length(source) == 4096
+    assert read_facts(source).context_length == 4096
     assert fingerprint(source) == fingerprint(source)
     assert fingerprint(ModelSource("org/x", "org/x")) is None
 

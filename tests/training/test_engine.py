@@ -78,6 +78,24 @@ def test_a_row_s_weight_scales_its_loss_and_nobody_else_s(
     assert trained.logged("loss") == pytest.approx([float(torch.cat(losses).mean())], rel=1e-5)
 
 
+def test_scores_from_all_logits_are_those_of_supervised_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose parts prove nothing is scored from all its logits: loss, accuracy and validation are the same."""
+    rows = [replace(each, weight=1.0 + index % 2) for index, each in enumerate(ROWS)]
+
+    def lines(folder: str) -> list[dict[str, Any]]:
+        settings = {"validation": ROWS[:4], "eval_strategy": "epoch", "num_train_epochs": 2}
+        return Trained(tmp_path / folder, rows, **settings).lines
+
+    fused = lines("fused")
+    monkeypatch.setattr("truetune.training.trl.provable_head", lambda _: None)
+    assert len(fused) == 15
+    for line, other in zip(fused, lines("logits"), strict=True):
+        for name in ("loss", "mean_token_accuracy", "eval_loss", "eval_mean_token_accuracy", "grad_norm"):
+            assert line.get(name) == (pytest.approx(other[name], rel=1e-4) if name in other else None)
+
+
 def test_the_engine_trains_as_a_plain_pytorch_loop_does(tmp_path: Path) -> None:
     steps, warmup = 20, 4
     settings = job(tmp_path, per_device_train_batch_size=3, max_steps=steps, warmup_steps=warmup)

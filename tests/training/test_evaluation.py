@@ -86,7 +86,8 @@ def test_evaluation_is_without_dropout_and_training_with_it_again_afterwards(tmp
         lambda layer, *_: modes.append((layer.training, torch.is_grad_enabled()))
     )
     Trained(tmp_path, ROWS[:4], model=model, validation=ROWS[:2], eval_strategy="steps", eval_steps=1)
-    assert modes == [(False, False), (True, True), (False, False), (True, True), (False, False)]
+    proof = [(False, False)] * 2  # Of the output layer, before the first step.
+    assert modes == [*proof, (False, False), (True, True), (False, False), (True, True), (False, False)]
 
 
 def test_eval_metrics_are_token_means(tmp_path: Path) -> None:

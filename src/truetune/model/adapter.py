@@ -30,8 +30,10 @@ def add_adapter(model: Any, settings: LoraSettings, *, seed: int) -> Any:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if settings.init_from is not None:
         folder = adapter_folder(settings.init_from)
+        stored = LoraConfig.from_pretrained(folder)
+        _compute_at_once(stored, model)
         with _fitting(folder):
-            return _without_head(PeftModel.from_pretrained(model, folder, is_trainable=True))
+            return _without_head(PeftModel.from_pretrained(model, folder, is_trainable=True, config=stored))
     targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
     config = LoraConfig(
         r=settings.r,
@@ -41,12 +43,59 @@ def add_adapter(model: Any, settings: LoraSettings, *, seed: int) -> Any:
         bias=settings.bias,
         task_type="CAUSAL_LM",
     )
+    _compute_at_once(config, model)
     set_seed(seed)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            raise BackendError(
+                "adapter.lora_dropout: the experts of a mixture take no dropout",
+                hint="set it to 0, or list linear layers only in adapter.target_modules",
+            ) from error
         raise BackendError(f"adapter.target_modules: {error}", hint="use all-linear, or names that exist") from error
     return _without_head(adapted)
+
+
+def stacked_parameters(model: Any) -> tuple[str, ...]:
+    """The last names of the parameters that hold a matrix for each expert, without an adapter's own."""
+    names = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "expert" in name and "lora_" not in name
+    ]
+    return tuple(dict.fromkeys(".".join(name.removesuffix(".base_layer").split(".")[-3:]) for name in names))
+
+
+def reached_weights(model: Any) -> int:
+    """How many of the base's weights have an adapter."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    def count(layer: Any) -> int:
+        if isinstance(layer, ParamWrapper):
+            return int(layer.get_param().numel())
+        features = getattr(layer, "in_features", 0) * getattr(layer, "out_features", 0)
+        return features or int(layer.get_base_layer().weight.numel())  # Packed weights have fewer numbers.
+
+    return sum(count(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
+
+
+def missed_experts(model: Any) -> tuple[str, ...]:
+    """The experts' parameters that no adapter reaches."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    reached = {layer.parameter_name for layer in model.modules() if isinstance(layer, ParamWrapper)}
+    return tuple(name for name in stacked_parameters(model) if name.rpartition(".")[2] not in reached)
+
+
+def _compute_at_once(config: Any, model: Any) -> None:
+    """Has PEFT put our layer around plain linear layers; quantised ones keep PEFT's own."""
+    import torch
+
+    from truetune.model.fused_lora import FusedLinear
+
+    if not getattr(model, "is_quantized", False):
+        config._register_custom_module({torch.nn.Linear: FusedLinear})
 
 
 def load_trained_adapter(model: Any, folder: Path) -> Any:

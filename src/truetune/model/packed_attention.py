@@ -1,0 +1,231 @@
+"""Attention over samples that stand end to end, each by itself: no dense mask, no work between samples.
+
+Registered with transformers' public registries. Where its models would get a dense mask they get `bounds`: one small
+tensor, read off the mask's own rule, so that packs, sliding windows and chunks are whatever the model says they are.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "truetune_packed"
+_SHORT = 256
+"""Tokens up to which a sample is short."""
+_UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "indices", "block_indices")
+"""What some models (gpt-oss, T5) add to attention or (MiniMax M3) leave out of it, and this one does not have."""
+
+
+def register() -> None:
+    """Makes the implementation known to transformers, under NAME."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, bounds)
+
+
+def bounds(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    mask_function: Callable[..., torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> torch.Tensor | None:
+    """The places where samples begin, and the end, behind the width of the window (0 where there is none).
+
+    A dense mask, transformers' own, where rows are padded, cached or more than one.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_mask is not None or batch_size > 1 or q_length != kv_length or options.get("use_vmap"):
+        options.pop("config", None)
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            device=device,
+            **options,
+        )
+    places = torch.arange(1, q_length, device=device)
+    starts = places[~_allowed(mask_function, places, places - 1)].tolist()
+    edges = [0, *starts, q_length]
+    first, last = max(pairwise(edges), key=lambda edge: edge[1] - edge[0])
+    width = int(_allowed(mask_function, torch.tensor(last - 1), torch.arange(first, last, device=device)).sum())
+    return torch.tensor([0 if width == last - first else width, *edges], dtype=torch.int32)
+
+
+def _allowed(rule: Callable[..., torch.Tensor], queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys the queries see, of the first row and head."""
+    zero = torch.zeros((), dtype=torch.long, device=keys.device)
+    return rule(zero, zero, queries.to(keys.device), keys).broadcast_to(keys.shape)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Queries, keys and values of (rows, heads, tokens, size) into (rows, tokens, heads, size)."""
+    if any(options.get(name) is not None for name in _UNKNOWN):
+        raise TypeError("attention with sinks, biases or chosen keys is not computed sample by sample")
+    if attention_mask is None or attention_mask.dim() != 1:
+        return _with_dense_mask(module, query, key, value, attention_mask, dropout, scaling, softcap, **options)
+    window, *edges = attention_mask.tolist()
+    query, key, value = map(_as_autocast, (query, key, value))
+    if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout:
+        return _on_cuda(query, key, value, window, edges, scaling), None
+    lengths = [end - start for start, end in pairwise(edges)]
+    # Not slices, whose gradients would each be as long as the pack.
+    queries, keys, values = (each.split(lengths, dim=2) for each in (query, key, value))
+    pieces = [
+        _one(each, its_keys, its_values, window, dropout, scaling, softcap)
+        for each, its_keys, its_values in zip(queries, keys, values, strict=True)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _as_autocast(each: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype where that is on, as torch's own attention takes it: norms hand queries on in fp32."""
+    device = each.device.type
+    return each.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else each
+
+
+def _on_cuda(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int,
+    edges: list[int],
+    scaling: float | None,
+) -> torch.Tensor:
+    """All samples in one call of torch's own kernel, which loses no time between them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    places = torch.tensor(edges, dtype=torch.int32, device=query.device)
+    longest = max(end - start for start, end in pairwise(edges))
+    by_token = (each[0].transpose(0, 1) for each in (query, key, value))
+    left = window - 1 if 0 < window < longest else -1
+    made = varlen_attn(
+        *by_token, places, places, longest, longest, scale=scaling, window_size=(left, 0), enable_gqa=True
+    )
+    return made.unsqueeze(0)
+
+
+def _one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Causal attention within one sample."""
+    length = query.shape[2]
+    if softcap is None and not 0 < window < length:
+        if not (query.is_cuda or dropout) and length <= _SHORT:
+            return _ShortAttention.apply(query, key, value, scaling or query.shape[-1] ** -0.5)
+        return scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+        )
+    places = torch.arange(length, device=query.device)
+    distance = places[:, None] - places[None, :]
+    seen = (distance >= 0) & (distance < (window or length))
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+    return _capped(query, key, value, seen, dropout, scaling, softcap)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Causal attention of a short sample on a CPU: torch's forward, and a backward of plain matrix products.
+
+    torch's own backward (2.13) takes three times as long for samples of 60 to 128 tokens, as long for 256.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        made = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        ctx.save_for_backward(query, key, value, made)
+        ctx.scale = scale
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, made = ctx.saved_tensors
+        rows, heads, length, _ = query.shape
+        groups = rows * key.shape[1]
+
+        def by_group(each: torch.Tensor) -> torch.Tensor:
+            """The heads that share a key behind one another: (rows * keys, heads a key * tokens, size)."""
+            return each.reshape(groups, -1, each.shape[-1])
+
+        queries, keys, values, arriving = map(by_group, (query, key, value, upstream))
+        scores = torch.bmm(queries, keys.transpose(1, 2)).float().view(rows, heads, length, length).mul_(ctx.scale)
+        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
+        weights = torch.softmax(scores.masked_fill_(later, float("-inf")), dim=-1)
+        of_value = torch.bmm(by_group(weights.to(query.dtype)).transpose(1, 2), arriving)
+        change = torch.bmm(arriving, values.transpose(1, 2)).float().view(rows, heads, length, length)
+        change -= (upstream.float() * made.float()).sum(-1, keepdim=True)
+        of_scores = by_group(change.mul_(weights).mul_(ctx.scale).to(query.dtype))
+        of_query = torch.bmm(of_scores, keys).view(query.shape)
+        of_key = torch.bmm(of_scores.transpose(1, 2), queries)
+        return of_query, of_key.view(key.shape), of_value.view(value.shape), None
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention whose scores pass through softcap * tanh(score / softcap), as in Gemma 2."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+def _with_dense_mask(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """What is padded or cached: transformers' own attention."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if softcap is None:
+        options = {name: option for name, option in options.items() if option is not None}
+        made, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **options)
+        return made, None
+    length, past = query.shape[2], key.shape[2] - query.shape[2]
+    seen = (
+        torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past) if mask is None else mask
+    )
+    return _capped(query, key, value, seen, dropout, scaling, softcap).transpose(1, 2).contiguous(), None

@@ -51,12 +51,3 @@ def test_every_page_that_is_linked_exists() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-def test_every_example_config_is_valid() -> None:
-    from truetune.config.load import load_config
-
-    configs = sorted((ROOT / "examples").glob("*.yaml"))
-    assert configs
-    for config in configs:
-        assert load_config(config).config.data.path

@@ -16,6 +16,7 @@ from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED
 from truetune.listener import LogListener
 from truetune.model.adapter import add_adapter
+from truetune.model.attention import fit_attention
 from truetune.training import loss
 from truetune.training.loss import CHUNK, Head, LanguageHead, log_probs, provable_head
 from truetune.training.trl import build_engine
@@ -401,6 +402,37 @@ def test_the_engine_s_gradients_are_those_of_all_logits(tmp_path: Path, is_paddi
     whole = gradients(is_whole=True)
     for name, found in gradients(is_whole=False).items():
         assert_close(found, whole[name], within=1e-6)
+
+
+def test_the_engine_never_holds_the_logits_of_a_whole_batch(tmp_path: Path) -> None:
+    base = tiny_model()
+    assert fit_attention(base)
+    model = add_adapter(base, LORA, seed=1)
+    settings = job(tmp_path)
+    engine = build_engine(
+        settings, model=model, tokenizer=TOKENIZER, train=ROWS, validation=(), listener=LogListener()
+    )
+    batch = engine.data_collator(columns(ROWS))
+    supervised = int((batch["labels"] != IGNORED).sum())
+    assert 2 * supervised < batch["labels"].numel()
+    with _Largest() as made:
+        engine.compute_loss(model, batch).backward()
+    assert made.elements == min(CHUNK, supervised) * 261
+
+
+def test_under_autocast_hidden_states_wait_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
+    monkeypatch.setattr(
+        loss, "log_probs", lambda hidden, *rest: (dtypes.append(hidden.dtype), log_probs(hidden, *rest))[1]
+    )
+    parts, batch = provable_head(tiny_model()), collate(columns(ROWS[:3]))
+    assert parts is not None
+    labels = batch["labels"][:, 1:]
+    mask = labels != IGNORED
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parts.log_probs(batch, mask, labels[mask])
+    parts.log_probs(batch, mask, labels[mask])
+    assert dtypes == [torch.bfloat16, torch.float32]
 
 
 def test_full_fine_tuning_in_bf16_over_fp32_weights_learns(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import CHATML, byte_tokenizer, tiny_model
 from truetune.data.examples import IGNORED, Tokenized
@@ -143,6 +144,19 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits = model(**batch, use_cache=False).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
     return losses[labels[:, 1:].flatten() != IGNORED]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return made
 
 
 _SMALL = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from conftest import tiny_model
+from tiny_runs import Largest
 from truetune.model import packed_attention
 from truetune.model.attention import fit_attention, isolates_samples
 from truetune.model.packed_attention import NAME, attend, bounds, register
@@ -289,19 +289,6 @@ def test_in_bf16_a_pack_is_as_near_the_truth_as_samples_alone(name: str) -> None
 # --- masks ------------------------------------------------------------------------------------------------
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return made
-
-
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "Gemma3", "Mistral"])
 def test_no_mask_of_a_pack_is_longer_than_its_list_of_samples(
     replaced: Callable[[str, Any], None], name: str
@@ -320,7 +307,7 @@ def test_nothing_is_made_that_grows_with_the_square_of_a_pack(name: str) -> None
     tokens = 8 * 16
 
     def largest(model: Any) -> int:
-        with _Largest() as made, torch.no_grad():
+        with Largest() as made, torch.no_grad():
             model.base_model(**end_to_end(rows))
         return made.elements
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 import transformers
 from torch.nn.functional import cross_entropy, linear, log_softmax
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import tiny_model
-from tiny_runs import LORA, ROWS, TOKENIZER, Trained, columns, job, token_losses
+from tiny_runs import LORA, ROWS, TOKENIZER, Largest, Trained, columns, job, token_losses
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED
 from truetune.listener import LogListener
@@ -214,19 +213,6 @@ def test_gradients_are_the_slopes_of_the_values(name: str, is_trained: bool) -> 
 # --- memory -----------------------------------------------------------------------------------------------
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return made
-
-
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_no_more_logits_are_held_than_a_chunk_s(is_trained: bool, softcap: float | None) -> None:
@@ -234,10 +220,10 @@ def test_no_more_logits_are_held_than_a_chunk_s(is_trained: bool, softcap: float
     weight = torch.randn(vocabulary, SIZE, requires_grad=is_trained)
     hidden, targets, _ = inputs_of(tokens)
     head = Head(weight, softcap=softcap)
-    with _Largest() as made:
+    with Largest() as made:
         log_probs(hidden, targets, head)[0].sum().backward()
     assert made.elements == CHUNK * vocabulary
-    with _Largest() as made:
+    with Largest() as made:
         plain_log_probs(hidden, targets, head)[0].sum().backward()
     assert made.elements == tokens * vocabulary
 
@@ -415,7 +401,7 @@ def test_the_engine_never_holds_the_logits_of_a_whole_batch(tmp_path: Path) -> N
     batch = engine.data_collator(columns(ROWS))
     supervised = int((batch["labels"] != IGNORED).sum())
     assert 2 * supervised < batch["labels"].numel()
-    with _Largest() as made:
+    with Largest() as made:
         engine.compute_loss(model, batch).backward()
     assert made.elements == min(CHUNK, supervised) * 261
 

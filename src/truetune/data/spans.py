@@ -93,8 +93,9 @@ def _delimited(row: Conversation, template: Template, text: str) -> tuple[Span, 
 
 def _marked_by_us(row: Conversation, template: Template, text: str) -> tuple[Span, ...] | None:
     """Spans from a second rendering with marks in each answer; None unless it proves equal."""
-    pairs = _PAIRS[: sum(map(_marks_in, _answers(row)))]
-    if _MARKS.search(text) or len(pairs) < sum(map(_marks_in, _answers(row))):
+    needed = sum(map(_marks_in, _answers(row)))
+    pairs = _PAIRS[:needed]
+    if _MARKS.search(text) or len(pairs) < needed:
         return None
     unused = iter(pairs)
     has_calls = any(called(message) for message in row.messages)

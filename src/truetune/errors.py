@@ -46,3 +46,8 @@ class BackendError(TruetuneError):
 
 class CheckpointError(TruetuneError):
     """A checkpoint or a run's directory that cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """A library's reason in one line; the error's name where it gives none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from truetune.errors import BackendError
+from truetune.errors import BackendError, first_line
 from truetune.model.source import ModelSource
 
 
@@ -45,7 +45,6 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError:
     """The library's reason in one line, and what to do."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     hint = (
         "the folder is not complete or damaged: write it again with save_pretrained"
         if source.is_local
@@ -55,4 +54,4 @@ def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError
         hint = (
             "its files need one more package: sentencepiece for a tokenizer.model, mistral-common for a tekken.json"
         )
-    return BackendError(f"cannot load the {part} of {source.name}: {reason}", hint=hint)
+    return BackendError(f"cannot load the {part} of {source.name}: {first_line(error)}", hint=hint)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from truetune.errors import BackendError
+from truetune.errors import BackendError, first_line
 from truetune.model.adapter import LoraSettings, adapter_folder
 from truetune.model.load import mend
 from truetune.model.source import cache_directory
@@ -37,7 +37,7 @@ def _open_session(**options: Any) -> TrlSession:
         import unsloth  # noqa: F401 - first of all libraries: it changes those that are loaded after it
     except (ImportError, NotImplementedError, RuntimeError) as error:
         raise BackendError(
-            f"Unsloth cannot be used here: {_first_line(error)}",
+            f"Unsloth cannot be used here: {first_line(error)}",
             hint="set training.backend to trl; `truetune doctor` shows what this machine has",
         ) from error
     from truetune.training.unsloth_engine import UnslothEngine
@@ -68,7 +68,7 @@ def _load_base(request: ModelRequest) -> Any:
         model, _ = FastLanguageModel.from_pretrained(**base_arguments(request))
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise BackendError(
-            f"Unsloth cannot load {request.source.name}: {_first_line(error)}",
+            f"Unsloth cannot load {request.source.name}: {first_line(error)}",
             hint="set training.backend to trl, which loads more models",
         ) from error
     mend(model)
@@ -103,7 +103,7 @@ def _add_adapter(model: Any, settings: LoraSettings, request: ModelRequest) -> A
     try:
         adapted = FastLanguageModel.get_peft_model(model, **arguments | (_stored(folder) if folder else {}))
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise BackendError(f"Unsloth does not take this adapter: {_first_line(error)}") from error
+        raise BackendError(f"Unsloth does not take this adapter: {first_line(error)}") from error
     if folder:
         _fill(adapted, folder)
     return adapted
@@ -151,7 +151,3 @@ def _fill(model: Any, folder: str) -> None:
     if missing or result.unexpected_keys:
         name = (missing or result.unexpected_keys)[0]
         raise BackendError(f"the adapter in {folder} does not fit this base model: {name}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,18 +4,30 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_sliding_window_causal_mask,
+    sdpa_mask,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from conftest import tiny_model
 from tiny_runs import Largest
 from truetune.model import packed_attention
 from truetune.model.attention import fit_attention, isolates_samples
+from truetune.model.load import ModelOptions, Quantization, load_model
 from truetune.model.packed_attention import NAME, attend, bounds, register
+from truetune.model.source import resolve_model
 
 LENGTHS = (7, 1, 12, 5)
 WINDOW = 4
@@ -69,6 +81,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "Mamba": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2},
     "OPT": {**_SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "Lfm2": {**_MODEL, "layer_types": ["conv", "full_attention"]},
+    "Doge": _MODEL,
     "GptOss": {
         **_EXPERTS,
         "head_dim": 16,
@@ -77,7 +90,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
-"""Models that are not for us: no attention of transformers' interface, none at all, or one with sinks."""
+"""Models that are not for us: no attention of transformers' interface, none at all, with sinks, or own masks."""
 
 # Newer transformers only.
 if hasattr(transformers, "GraniteSwaConfig"):
@@ -96,10 +109,8 @@ if hasattr(transformers, "MiniMaxM3VLTextConfig"):
         "layer_types": ["full_attention", "minimax_m3_sparse"],
     }
 
-INDEXING: dict[str, dict[str, Any]] = {"Doge": _MODEL}
-"""Models that cut their masks themselves."""
 if hasattr(transformers, "Gemma4TextConfig"):
-    INDEXING["Gemma4"] = {
+    PACKABLE["Gemma4"] = {
         **{name: value for name, value in _MODEL.items() if name != "max_position_embeddings"},
         "num_hidden_layers": 4,
         "sliding_window": WINDOW,
@@ -110,13 +121,24 @@ if hasattr(transformers, "Gemma4TextConfig"):
     }
 
 
-def model_of(name: str, **changes: Any) -> Any:
-    """A tiny model in evaluation mode, with weights so large that its attention is far from even."""
+UNPACKED = [
+    name for name in ("Llama", "Qwen3", "Gemma2", "Gemma3", "Gemma4", "Mistral", "GPT2", "Llama4") if name in PACKABLE
+]
+"""Models that are tried on padded rows and with a cache too."""
+
+
+def hardly_trained(name: str, **changes: Any) -> Any:
+    """A tiny model in evaluation mode, as it is initialised: its attention is all but even."""
     torch.manual_seed(0)
     kind = name.split(",")[0]
     config_name = f"{kind}Text" if hasattr(transformers, f"{kind}TextConfig") else kind
-    config = getattr(transformers, f"{config_name}Config")(**{**{**PACKABLE, **OTHERS, **INDEXING}[name], **changes})
-    model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+    config = getattr(transformers, f"{config_name}Config")(**{**{**PACKABLE, **OTHERS}[name], **changes})
+    return getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+
+
+def model_of(name: str, **changes: Any) -> Any:
+    """The same with weights so large that its attention is far from even."""
+    model = hardly_trained(name, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -216,7 +238,8 @@ def test_logits_and_gradients_of_a_pack_are_those_of_each_sample_alone(name: str
     alone = each_alone(model, rows)
     assert fit_attention(model)
     assert model.config._attn_implementation == NAME
-    assert_same(in_a_pack(model, rows), alone)
+    # Gemma 4 does not scale its scores: at these weights they are large, and so is their rounding.
+    assert_same(in_a_pack(model, rows), alone, within=5e-5 if name == "Gemma4" else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX", "Granite"])
@@ -297,8 +320,8 @@ def test_no_mask_of_a_pack_is_longer_than_its_list_of_samples(
     replaced("bounds", lambda *args, **options: (masks.append(bounds(*args, **options)), masks[-1])[1])
     packed_model(name)(**end_to_end(samples()))
     assert masks
-    assert {mask.shape for mask in masks} == {(len(LENGTHS) + 2,)}
-    assert {tuple(mask[1:].tolist()) for mask in masks} == {(0, 7, 8, 20, 25)}
+    assert {mask.numel() for mask in masks} == {len(LENGTHS) + 2}
+    assert {tuple(mask.flatten()[1:].tolist()) for mask in masks} == {(0, 7, 8, 20, 25)}
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "Mistral"])
@@ -319,7 +342,7 @@ def test_window_and_chunks_are_read_off_the_mask_s_own_rule() -> None:
         return (key <= query) & (query // 4 == key // 4)
 
     def read(rule: Any) -> Any:
-        return bounds(1, 10, 10, mask_function=rule).tolist()  # type: ignore[union-attr]
+        return bounds(1, 10, 10, mask_function=rule).flatten().tolist()  # type: ignore[union-attr]
 
     assert read(causal_mask_function) == [0, 0, 10]
     assert read(sliding_window_causal_mask_function(3)) == [3, 0, 10]
@@ -329,9 +352,95 @@ def test_window_and_chunks_are_read_off_the_mask_s_own_rule() -> None:
     assert read(lambda *places: chunked(*places) & (places[2] - places[3] < 2)) == [2, 0, 4, 8, 10]
 
 
+def mask_of(create: Any, implementation: str, lengths: tuple[int, ...], **settings: Any) -> torch.Tensor:
+    """The mask that transformers gives a model for samples of these lengths end to end; no model is needed."""
+    config = transformers.LlamaConfig(**settings, attn_implementation=implementation)
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    # By place: transformers 5.24 renamed the cache.
+    made: torch.Tensor = create(config, torch.zeros(1, sum(lengths), 1), None, None, places)
+    return made
+
+
+@pytest.mark.parametrize("lengths", [(511, 2), (512, 1), (513, 3), (700, 1300), (1, 511, 1024, 1, 1025)], ids=str)
+@pytest.mark.parametrize(
+    "create", [create_causal_mask, create_sliding_window_causal_mask, create_chunked_causal_mask]
+)
+def test_bounds_of_windows_and_chunks_as_wide_as_real_ones_are_transformers_mask(
+    create: Any, lengths: tuple[int, ...]
+) -> None:
+    register()
+    settings = {"sliding_window": 512, "attention_chunk_size": 512}
+    found = mask_of(create, NAME, lengths, **settings)
+    assert found.dtype == torch.int32
+    assert packed_attention._dense(found).equal(mask_of(create, "sdpa", lengths, **settings))
+
+
+def _prefix(_row: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return (key <= query) | ((key < 300) & (query < 300))
+
+
+def _dilated(_row: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return (key <= query) & (((query - key) % 2 == 0) | (query - key < 64))
+
+
+def _with_sink(_row: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return (key <= query) & ((query - key < 64) | (key == 0))
+
+
+def _widening(_row: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return (key <= query) & (query - key < 64 + 64 * (query > 500))
+
+
+@pytest.mark.parametrize(
+    "rule", [_prefix, _dilated, _with_sink, _widening, sliding_window_bidirectional_mask_function(64)]
+)
+def test_any_other_rule_gets_transformers_dense_mask(rule: Any) -> None:
+    found = bounds(1, 600, 600, mask_function=rule, allow_is_causal_skip=False)
+    assert found is not None
+    assert found.equal(sdpa_mask(1, 600, 600, mask_function=rule, allow_is_causal_skip=False))
+
+
+def test_tokens_behind_a_cache_get_transformers_dense_mask() -> None:
+    rule = chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))
+    found = bounds(1, 4, 4, mask_function=rule, q_offset=2, kv_offset=2, allow_is_causal_skip=False)
+    assert found is not None
+    assert found.equal(sdpa_mask(1, 4, 4, 2, 2, mask_function=rule, allow_is_causal_skip=False))
+
+
+MISREAD: dict[str, Callable[[int, list[int]], tuple[int, list[int]]]] = {
+    "window + 1": lambda window, edges: (window + 1, edges),
+    "window - 1": lambda window, edges: (window - 1, edges),
+    "no window": lambda _, edges: (0, edges),
+    "a sample missed": lambda window, edges: (window, [*edges[:2], *edges[3:]]),
+    "a sample too many": lambda window, edges: (window, [*edges[:2], edges[1] + 100, *edges[2:]]),
+    "a sample begins late": lambda window, edges: (window, [*edges[:2], edges[2] + 1, *edges[3:]]),
+}
+
+
+@pytest.mark.parametrize("create", [create_sliding_window_causal_mask, create_chunked_causal_mask])
+@pytest.mark.parametrize("misread", MISREAD)
+def test_bounds_that_were_misread_are_not_used(
+    replaced: Callable[[str, Any], None], create: Any, misread: str
+) -> None:
+    settings, lengths = {"sliding_window": 512, "attention_chunk_size": 512}, (300, 1400, 700)
+    window = 0 if create is create_chunked_causal_mask else 512
+    if window == 0 and misread in ("window - 1", "no window"):
+        pytest.skip("chunks are no windows")
+    read = packed_attention._read
+    replaced("_read", lambda *args: MISREAD[misread](*read(*args)))
+    assert mask_of(create, NAME, lengths, **settings).equal(mask_of(create, "sdpa", lengths, **settings))
+
+
+def test_chunks_taken_for_a_window_are_found_out(replaced: Callable[[str, Any], None]) -> None:
+    settings, lengths = {"attention_chunk_size": 512}, (1400, 700)
+    replaced("_read", lambda *_: (512, [0, 1400, 2100]))
+    found = mask_of(create_chunked_causal_mask, NAME, lengths, **settings)
+    assert found.equal(mask_of(create_chunked_causal_mask, "sdpa", lengths, **settings))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2", "Gemma3", "Mistral", "GPT2", "Llama4"])
+@pytest.mark.parametrize("name", UNPACKED)
 def test_padded_batches_are_the_model_s_own(name: str, side: str, count: int) -> None:
     rows = samples((5, 9, 7))[:count]
     ids, mask = torch.zeros(count, 9, dtype=torch.long), torch.zeros(count, 9, dtype=torch.long)
@@ -348,7 +457,7 @@ def test_padded_batches_are_the_model_s_own(name: str, side: str, count: int) ->
 
 
 @pytest.mark.parametrize("is_batch", [False, True])
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2", "Gemma3", "Mistral", "GPT2", "Llama4"])
+@pytest.mark.parametrize("name", UNPACKED)
 def test_generation_from_a_cache_is_the_model_s_own(name: str, is_batch: bool) -> None:
     (row,) = samples((9,))
     ids = torch.cat([row, torch.cat([torch.zeros(1, 3, dtype=torch.long), row[:, 3:]], dim=1)]) if is_batch else row
@@ -373,9 +482,22 @@ def test_a_softcap_without_any_mask_is_causal_and_knows_its_cache() -> None:
     query, key, value = (torch.randn(1, heads, 6, 16) for heads in (4, 2, 2))
     whole, _ = attend(module, query, key, value, None, scaling=0.25, softcap=2.0)
     last, _ = attend(module, query[:, :, 4:], key, value, None, scaling=0.25, softcap=2.0)
-    pack, _ = attend(module, query, key, value, torch.tensor([0, 0, 6]), scaling=0.25, softcap=2.0)
+    edges = torch.tensor([0, 0, 6], dtype=torch.int32)
+    pack, _ = attend(module, query, key, value, edges, scaling=0.25, softcap=2.0)
     assert_close(whole, pack)
     assert_close(last, pack[:, 4:])
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_last_queries_of_a_pack_are_as_among_all(softcap: float | None, window: int) -> None:
+    module = packed_model("Gemma2").model.layers[0].self_attn
+    torch.manual_seed(2)
+    query, key, value = (torch.randn(1, heads, 9, 16) for heads in (4, 2, 2))
+    edges = torch.tensor([window, 0, 3, 9], dtype=torch.int32)
+    whole, _ = attend(module, query, key, value, edges, scaling=0.25, softcap=softcap)
+    last, _ = attend(module, query[:, :, 7:], key, value, edges, scaling=0.25, softcap=softcap)
+    assert_close(last, whole[:, 7:])
 
 
 # --- dropout ----------------------------------------------------------------------------------------------
@@ -400,7 +522,7 @@ def test_dropout_keeps_the_mean_of_what_attention_gives() -> None:
     torch.manual_seed(4)
     module = packed_model("Llama").model.layers[0].self_attn
     query, key, value = (torch.randn(1, heads, 6, 8) for heads in (4, 2, 2))
-    edges = torch.tensor([0, 0, 2, 6])
+    edges = torch.tensor([0, 0, 2, 6], dtype=torch.int32)
     for softcap in (None, 2.0):
         expected, _ = attend(module, query, key, value, edges, scaling=0.3, softcap=softcap)
         drawn = [attend(module, query, key, value, edges, 0.3, 0.3, softcap)[0] for _ in range(2000)]
@@ -421,70 +543,143 @@ def test_a_model_that_is_not_for_us_keeps_its_own_attention_and_its_logits(name:
     assert model(input_ids=ids, use_cache=False).logits.equal(expected)
 
 
-@pytest.mark.parametrize("name", INDEXING)
-def test_a_model_that_indexes_its_mask_keeps_its_own_attention(name: str) -> None:
-    model = model_of(name)
-    before, isolates = model.config._attn_implementation, isolates_samples(model)
-    assert fit_attention(model) is isolates
-    assert model.config._attn_implementation == before
-
-
 @pytest.mark.parametrize("option", ["s_aux", "sinks", "position_bias", "indices", "block_indices"])
 def test_what_is_added_to_attention_or_left_out_of_it_is_refused(option: str) -> None:
-    query = torch.randn(1, 4, 6, 8)
+    query, edges = torch.randn(1, 4, 6, 8), torch.tensor([0, 0, 6], dtype=torch.int32)
     with pytest.raises(TypeError, match="not computed sample by sample"):
-        attend(torch.nn.Module(), query, query, query, torch.tensor([0, 0, 6]), **{option: torch.zeros(4)})
+        attend(torch.nn.Module(), query, query, query, edges, **{option: torch.zeros(4)})
 
 
-def _leaking(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **options: Any) -> Any:
-    whole = torch.tensor([int(mask[0]), 0, query.shape[2]])
-    return attend(module, query, key, value, whole, *args, **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", PACKABLE)
+def test_in_every_precision_it_is_found_to_be_the_model_s_own(name: str, dtype: torch.dtype) -> None:
+    model = model_of(name).to(dtype)
+    assert fit_attention(model)
+    assert model.config._attn_implementation == NAME
 
 
-def _scaling_wrongly(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **options: Any) -> Any:
-    return attend(module, query * 1.1, key, value, mask, *args, **options)
+def _with_scores(factor: float) -> Any:
+    def attend_wrongly(module: Any, query: Any, *args: Any, **options: Any) -> Any:
+        return attend(module, query * factor, *args, **options)
+
+    return attend_wrongly
 
 
-def _forgetting_softcaps(module: Any, *args: Any, softcap: Any = None, **options: Any) -> Any:
-    return attend(module, *args, **options)
+def _without(option: str) -> Any:
+    def attend_wrongly(*args: Any, **options: Any) -> Any:
+        return attend(*args, **{**options, option: None})
+
+    return attend_wrongly
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        ("Llama", _leaking),
-        ("Llama", _scaling_wrongly),
-        ("Gemma2", _leaking),
-        ("Gemma2", _scaling_wrongly),
-        ("Gemma2", _forgetting_softcaps),
-        ("GPT2", _leaking),
-    ],
-)
+def _with_bounds(change: Callable[[int, list[int]], list[int]]) -> Any:
+    def attend_wrongly(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        window, *edges = mask.flatten().tolist()
+        return attend(module, query, key, value, torch.tensor(change(window, edges), dtype=torch.int32), **options)
+
+    return attend_wrongly
+
+
+def _wrong_in_half_precision(module: Any, query: Any, *args: Any, **options: Any) -> Any:
+    return attend(module, query * (1.0 if query.dtype == torch.float32 else 1.1), *args, **options)
+
+
+def _with_a_wrong_gradient(module: Any, query: Any, *args: Any, **options: Any) -> Any:
+    return attend(module, query.detach() + 1.1 * (query - query.detach()), *args, **options)
+
+
+WRONG: dict[str, Any] = {
+    "gradient": _with_a_wrong_gradient,
+    "scores 1.1": _with_scores(1.1),
+    "scores 2": _with_scores(2.0),
+    "no softcap": _without("softcap"),
+    "no scaling": _without("scaling"),
+    "no samples": _with_bounds(lambda window, edges: [window, 0, edges[-1]]),
+    "no window": _with_bounds(lambda _, edges: [0, *edges]),
+    "window + 1": _with_bounds(lambda window, edges: [window and window + 1, *edges]),
+    "window - 1": _with_bounds(lambda window, edges: [window and window - 1, *edges]),
+}
+BETRAYED: dict[str, tuple[str, ...]] = {
+    "Llama": ("gradient", "scores 1.1", "scores 2", "no samples", "no window", "window + 1", "window - 1"),
+    "Gemma2": tuple(WRONG),
+    "GPT2": ("scores 1.1", "scores 2", "no samples"),
+    "Granite": ("scores 1.1", "no scaling"),
+}
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name in BETRAYED for wrong in BETRAYED[name]])
 def test_attention_that_is_not_the_model_s_own_is_refused(
-    replaced: Callable[[str, Any], None], name: str, wrong: Any
+    replaced: Callable[[str, Any], None], name: str, wrong: str, dtype: torch.dtype, is_trained: bool
 ) -> None:
-    replaced("attend", wrong)
-    model = model_of(name)
+    softcap = {"attn_logit_softcapping": 2.0 if is_trained else 50.0} if name == "Gemma2" else {}
+    model = (model_of if is_trained else hardly_trained)(name, **softcap).to(dtype)
     before = model.config._attn_implementation
+    replaced("attend", WRONG[wrong])
     assert fit_attention(model)
     assert model.config._attn_implementation == before
+    # It is refused for what it computes: it runs.
+    model.set_attn_implementation(NAME)
+    assert model(**end_to_end(samples())).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [_leaking, _scaling_wrongly])
-def test_even_a_model_that_is_hardly_trained_betrays_it(replaced: Callable[[str, Any], None], wrong: Any) -> None:
-    replaced("attend", wrong)
-    model = tiny_model().eval()
+def test_a_model_that_takes_no_use_cache_keeps_its_own_attention_and_is_not_trusted() -> None:
+    model = tiny_model()
+    forward = model.forward
+    model.forward = lambda input_ids, position_ids=None: forward(input_ids=input_ids, position_ids=position_ids)
+    assert not fit_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_what_is_wrong_in_the_model_s_own_precision_only_is_refused_too(
+    replaced: Callable[[str, Any], None], dtype: torch.dtype
+) -> None:
+    replaced("attend", _wrong_in_half_precision)
+    assert fit_attention(right := hardly_trained("Llama"))
+    assert right.config._attn_implementation == NAME
+    assert fit_attention(wrong := hardly_trained("Llama").to(dtype))
+    assert wrong.config._attn_implementation == "sdpa"
+
+
+def test_a_model_s_own_rounding_is_no_reason_to_refuse_it() -> None:
+    """LLM.int8(), for one, computes a token a little differently where others stand beside it."""
+    model = model_of("Llama")
+    model.lm_head.register_forward_hook(lambda _, inputs, output: output * (1 + 0.01 / inputs[0].shape[1]))
+    assert fit_attention(model)
+    assert model.config._attn_implementation == NAME
+
+
+def test_layers_that_differ_are_each_compared(replaced: Callable[[str, Any], None]) -> None:
+    """Gemma 3's window is in every second layer: all else about its layers is the same."""
+
+    def wrong_in_windows(module: Any, query: Any, *args: Any, **options: Any) -> Any:
+        return attend(module, query * (1.1 if options.get("sliding_window") else 1.0), *args, **options)
+
+    replaced("attend", wrong_in_windows)
+    model = model_of("Gemma3", layer_types=["full_attention", "sliding_attention"]).bfloat16()
     assert fit_attention(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_quantised_base_gets_it_too(tiny_base: Path, quantization: Quantization) -> None:
+    model = load_model(resolve_model(str(tiny_base)), ModelOptions("bfloat16", "cpu", quantization))
+    assert fit_attention(model)
+    assert model.config._attn_implementation == NAME
 
 
 def test_fitting_leaves_weights_and_the_word_of_transformers_loggers_as_they_were(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="transformers")
-    model = model_of("Llama")
+    model = model_of("Llama").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
     assert fit_attention(model)
+    assert model.training
+    assert torch.get_rng_state().equal(drawn)
     assert logging.getLogger("transformers").level == logging.INFO
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())

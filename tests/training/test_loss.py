@@ -1,6 +1,7 @@
 """The loss a chunk at a time is cross-entropy: the same numbers, the same gradients, in a chunk's memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 import transformers
 from torch.nn.functional import cross_entropy, linear, log_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, TOKENIZER, Largest, Trained, columns, job, token_losses
@@ -123,6 +126,30 @@ def test_no_tokens_have_no_loss_and_no_gradient(is_trained: bool) -> None:
     assert values.shape == is_top1.shape == (0,)
     assert gradients[0].shape == (0, SIZE)
     assert all(not each.count_nonzero() for each in gradients)
+
+
+class Shapes(TorchDispatchMode):
+    """Remembers the shapes of all tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.shapes |= {each.shape for each in tree_leaves(made) if isinstance(each, torch.Tensor)}
+        return made
+
+
+def test_a_bias_learned_alone_costs_no_gradient_of_the_weight() -> None:
+    head = head_of(has_bias=True)
+    assert head.bias is not None
+    head.bias.requires_grad_()
+    hidden, targets, _ = inputs_of(3)
+    with Shapes() as made:
+        log_probs(hidden, targets, head)[0].sum().backward()
+    assert head.bias.shape in made.shapes
+    assert head.weight.shape not in made.shapes
 
 
 def test_without_gradients_the_values_are_the_same() -> None:
@@ -310,9 +337,86 @@ def test_an_adapter_s_model_is_taken_apart_with_its_adapter(name: str) -> None:
     assert_scores_are_the_model_s(model, parts, is_padded=False)
 
 
-@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Granite"])
-def test_in_bf16_a_head_is_proved_too(name: str) -> None:
-    assert provable_head(model_of(name).bfloat16()) is not None
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+
+
+@HALVES
+@pytest.mark.parametrize("name", PROVABLE)
+def test_in_half_precision_a_head_is_proved_too(name: str, dtype: torch.dtype) -> None:
+    assert provable_head(model_of(name).to(dtype)) is not None
+    assert provable_head(hardly_trained(name).to(dtype)) is not None
+
+
+def hardly_trained(name: str) -> Any:
+    """A model as it is initialised, whose logits are so small that a softcap of 30 does not show in them."""
+    torch.manual_seed(0)
+    kind, special = name.split(",")[0], {"bos_token_id": 256, "eos_token_id": 257}
+    settings = {**PROVABLE[name], **({"final_logit_softcapping": 30.0} if name == "Gemma2" else {})}
+    config = getattr(transformers, f"{kind}Config")(**settings, **special)
+    model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config)
+    bias = model.get_output_embeddings().bias
+    if bias is not None:
+        torch.nn.init.normal_(bias, 0.0, 1e-3)
+    return model
+
+
+WRONG_HEADS: dict[str, dict[str, Any]] = {
+    "no bias": {"bias": None},
+    "no softcap": {"softcap": None},
+    "another softcap": {"softcap": 31.0},
+    "1 % more": {"scale": 1.01},
+    "1 % less": {"scale": 0.99},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("Phi", "no bias"), ("Gemma2", "no softcap"), ("Gemma2", "another softcap")]
+    + [(name, wrong) for name in ("Llama", "Gemma2", "Phi") for wrong in ("1 % more", "1 % less")],
+)
+def test_a_head_that_is_not_quite_the_model_s_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, wrong: str, dtype: torch.dtype
+) -> None:
+    model = hardly_trained(name).to(dtype)
+    head = replace(Head.of(model), **WRONG_HEADS[wrong])
+    assert provable_head(model) is not None
+    monkeypatch.setattr(Head, "of", lambda _: head)
+    assert provable_head(model) is None
+
+
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "HyperCLOVAX": {**_MODEL, "logits_scaling": 1.005},
+    "FalconH1": {
+        **_MODEL,
+        "lm_head_multiplier": 1.01,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
+}
+"""Models that scale their logits in a way of their own: by 1 % else than what their heads are taken for."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", [name for name in UNKNOWN if hasattr(transformers, f"{name}Config")])
+def test_a_scale_that_is_not_known_is_found_out(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**UNKNOWN[name], bos_token_id=256, eos_token_id=257)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
+    assert provable_head(model) is None
+    known = config.__class__(**{**config.to_dict(), "logits_scaling": 1.0, "lm_head_multiplier": 1.0})
+    assert provable_head(type(model)(known).to(dtype)) is not None
+
+
+def test_a_head_is_tried_without_a_trace() -> None:
+    model, drawn = tiny_model().train(), torch.get_rng_state()
+    assert provable_head(model) is not None
+    assert model.training
+    assert torch.get_rng_state().equal(drawn)
+    assert not model.base_model._forward_hooks
 
 
 class _Doubling(transformers.LlamaForCausalLM):

@@ -38,33 +38,69 @@ def bounds(
 ) -> torch.Tensor | None:
     """The places where samples begin, and the end, behind the width of the window (0 where there is none).
 
-    A dense mask, transformers' own, where rows are padded, cached or more than one.
+    A dense mask, transformers' own, where rows are padded, cached or more than one, and where the rule is any other
+    than: each token sees those up to itself, in its sample and window. In the last dimension of four, since models
+    cut masks along the others.
     """
     from transformers.masking_utils import sdpa_mask
 
-    if attention_mask is not None or batch_size > 1 or q_length != kv_length or options.get("use_vmap"):
-        options.pop("config", None)
-        return sdpa_mask(
-            batch_size=batch_size,
-            q_length=q_length,
-            kv_length=kv_length,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            device=device,
-            **options,
-        )
-    places = torch.arange(1, q_length, device=device)
-    starts = places[~_allowed(mask_function, places, places - 1)].tolist()
-    edges = [0, *starts, q_length]
+    is_whole = q_length == kv_length and not (options.get("q_offset") or options.get("kv_offset"))
+    if attention_mask is None and batch_size == 1 and is_whole and not options.get("use_vmap"):
+        window, edges = _read(mask_function, q_length, device)
+        if _holds(mask_function, window, edges, device):
+            return torch.tensor([window, *edges], dtype=torch.int32).view(1, 1, 1, -1)
+    options.pop("config", None)
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        device=device,
+        **options,
+    )
+
+
+def _read(rule: Callable[..., torch.Tensor], length: int, device: torch.device | str) -> tuple[int, list[int]]:
+    """The window's width and the edges of samples: where a token does not see the one before it."""
+    places = torch.arange(1, length, device=device)
+    starts = places[~_allowed(rule, places, places - 1)].tolist()
+    edges = [0, *starts, length]
     first, last = max(pairwise(edges), key=lambda edge: edge[1] - edge[0])
-    width = int(_allowed(mask_function, torch.tensor(last - 1), torch.arange(first, last, device=device)).sum())
-    return torch.tensor([0 if width == last - first else width, *edges], dtype=torch.int32)
+    width = int(_allowed(rule, torch.tensor(last - 1), torch.arange(first, last, device=device)).sum())
+    return (0 if width == last - first else width), edges
+
+
+def _holds(rule: Callable[..., torch.Tensor], window: int, edges: list[int], device: torch.device | str) -> bool:
+    """True if window and edges are the whole rule.
+
+    Tried for every token, with the keys at both ends of what it sees, beside them, between them, and some anywhere:
+    all keys would be the dense mask.
+    """
+    length = edges[-1]
+    queries = torch.arange(length, device=device)
+    sizes = torch.tensor([end - start for start, end in pairwise(edges)], device=device)
+    starts = torch.tensor(edges[:-1], device=device).repeat_interleave(sizes)
+    lowest = starts.maximum(queries - (window or length) + 1)
+    within = [lowest + (queries - lowest) * quarter // 4 for quarter in range(5)]
+    anywhere = [(queries * step + step) % length for step in (3, 31, 8191)]
+    keys = torch.stack([starts - 1, lowest - 1, queries + 1, *within, *anywhere]).clamp(0, length - 1)
+    return bool(((lowest <= keys) & (keys <= queries)).equal(_allowed(rule, queries, keys)))
 
 
 def _allowed(rule: Callable[..., torch.Tensor], queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Which keys the queries see, of the first row and head."""
     zero = torch.zeros((), dtype=torch.long, device=keys.device)
     return rule(zero, zero, queries.to(keys.device), keys).broadcast_to(keys.shape)
+
+
+def _dense(mask: torch.Tensor) -> torch.Tensor:
+    """The dense mask of the same bounds: in generation Gemma 4 (transformers 5.24) drops all queries but the last."""
+    window, *edges = mask.flatten().tolist()
+    places = torch.arange(edges[-1])
+    sample = torch.bucketize(places, torch.tensor(edges[1:]), right=True)
+    distance = places[:, None] - places
+    return ((distance >= 0) & (distance < (window or edges[-1])) & (sample[:, None] == sample))[None, None]
 
 
 def attend(
@@ -81,9 +117,11 @@ def attend(
     """Queries, keys and values of (rows, heads, tokens, size) into (rows, tokens, heads, size)."""
     if any(options.get(name) is not None for name in _UNKNOWN):
         raise TypeError("attention with sinks, biases or chosen keys is not computed sample by sample")
-    if attention_mask is None or attention_mask.dim() != 1:
+    if attention_mask is not None and attention_mask.dtype == torch.int32 and query.shape[2] < key.shape[2]:
+        attention_mask = _dense(attention_mask)[..., -query.shape[2] :, :].to(query.device)
+    if attention_mask is None or attention_mask.dtype != torch.int32:
         return _with_dense_mask(module, query, key, value, attention_mask, dropout, scaling, softcap, **options)
-    window, *edges = attention_mask.tolist()
+    window, *edges = attention_mask.flatten().tolist()
     query, key, value = map(_as_autocast, (query, key, value))
     if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout:
         return _on_cuda(query, key, value, window, edges, scaling), None

@@ -104,8 +104,8 @@ def _recomputed(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, 
     hidden, targets, normalizers = ctx.saved_tensors
     head: Head = ctx.head
     of_hidden = torch.empty_like(hidden)
-    of_weight = torch.zeros_like(head.weight, dtype=torch.float32)
-    of_bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=torch.float32)
+    learned = head.weight if ctx.needs_input_grad[1] else None, head.bias if ctx.needs_input_grad[2] else None
+    of_weight, of_bias = (None if each is None else torch.zeros_like(each, dtype=torch.float32) for each in learned)
     for part in _chunks(len(hidden)):
         piece = _gradient(head.logits(hidden[part]), normalizers[part], targets[part, None], head)
         piece *= upstream[part, None]
@@ -113,12 +113,10 @@ def _recomputed(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, 
             of_bias += piece.sum(0)
         piece = piece.to(hidden.dtype)
         of_hidden[part] = piece @ head.weight.to(hidden.dtype)
-        of_weight += piece.T @ hidden[part]
-    weights = (
-        of_weight.to(head.weight.dtype),
-        None if head.bias is None or of_bias is None else of_bias.to(head.bias.dtype),
-    )
-    return of_hidden, *weights, None, None
+        if of_weight is not None:
+            of_weight += piece.T @ hidden[part]
+    # Autograd casts them to the dtypes of weight and bias.
+    return of_hidden, of_weight, of_bias, None, None
 
 
 def _gradient(logits: torch.Tensor, normalizer: torch.Tensor, wanted: torch.Tensor, head: Head) -> torch.Tensor:
@@ -137,6 +135,9 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 # --- a model's own head -----------------------------------------------------------------------------------
+
+_TOKENS = 12
+"""Tokens that a head is tried on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +168,48 @@ def provable_head(model: Any) -> LanguageHead | None:
     model.eval()
     try:
         parts = LanguageHead(causal.base_model, Head.of(causal))
-        return parts if _gives_logits(parts, causal) else None
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+        with torch.no_grad():
+            return parts if _gives_logits(parts, causal) else None
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return None
     finally:
         model.train(was_training)
 
 
 def _gives_logits(parts: LanguageHead, causal: Any) -> bool:
-    ids = torch.arange(1, 13, device=causal.device).unsqueeze(0)
-    with torch.no_grad():
-        expected = causal(input_ids=ids, use_cache=False).logits[0].float()
-        found = parts.head.logits(parts.base(input_ids=ids, use_cache=False)[0][0])
-    rounding = max(1e-5, 4 * torch.finfo(causal.dtype).eps)
-    return bool((found - expected).abs().max() <= rounding * max(1.0, float(expected.abs().max())))
+    """True if the head makes the model's logits of its hidden states, and of others.
+
+    The others are drawn so that logits spread from nothing, where a bias is all there is, to hundreds, where every
+    softcap shows.
+    """
+    ids = torch.arange(1, 1 + _TOKENS, device=causal.device).unsqueeze(0)
+    hidden = parts.base(input_ids=ids, use_cache=False)[0]
+    drawn = _drawn(hidden, parts.head)
+
+    def replace(_module: Any, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = drawn
+        return output
+
+    whole = causal(input_ids=ids, use_cache=False).logits
+    with parts.base.register_forward_hook(replace):
+        of_drawn = causal(input_ids=ids, use_cache=False).logits
+    # One rounding in bf16 is 0.2 of its eps, root mean square, and a model's scale and softcap are four. More may lie
+    # between hidden states that are computed twice.
+    eps = torch.finfo(causal.dtype).eps
+    return _is_close(parts.head.logits(hidden[0]), whole[0], within=max(1e-5, 4 * eps)) and _is_close(
+        parts.head.logits(drawn[0]), of_drawn[0], within=max(1e-5, 0.8 * eps)
+    )
+
+
+def _drawn(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+    """Hidden states of the same shape, the first of them zero, whose logits grow from token to token."""
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+    spread = Head(head.weight, scale=head.scale).logits(noise[0]).std()
+    sizes = torch.tensor([0.0, *(2.0**power for power in range(-3, _TOKENS - 4))])
+    return noise * (sizes[:, None].to(hidden) / spread.to(hidden))
+
+
+def _is_close(found: torch.Tensor, expected: torch.Tensor, *, within: float) -> bool:
+    """True if each token's logits are the expected ones, but for rounding."""
+    error, size = (found - expected.float()).norm(dim=-1), expected.float().norm(dim=-1)
+    return bool((error <= within * size).all())

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import check, inspect, load, open_run, prepare, train
+    from truetune.api import check, find_lr, inspect, load, open_run, prepare, train
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.errors import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TruetuneError,
     )
     from truetune.inference.generate import TrainedModel
+    from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.train import Run
 
@@ -32,8 +33,9 @@ _HOMES = {
     "Run": "truetune.pipeline.train",
     "TrainedModel": "truetune.inference.generate",
     "PreparedDataset": "truetune.pipeline.prepare",
+    "RangeTest": "truetune.pipeline.find_lr",
     "Report": "truetune.data.rules",
-    **dict.fromkeys(("check", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
+    **dict.fromkeys(("check", "find_lr", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
         "truetune.errors",
@@ -47,12 +49,14 @@ __all__ = [
     "ConfigError",
     "DataError",
     "PreparedDataset",
+    "RangeTest",
     "Report",
     "Run",
     "TemplateError",
     "TrainedModel",
     "TruetuneError",
     "check",
+    "find_lr",
     "inspect",
     "load",
     "open_run",

@@ -12,6 +12,7 @@ from truetune.inference.generate import TrainedModel, load_trained
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
+from truetune.pipeline.find_lr import RangeTest, find_learning_rate
 from truetune.pipeline.inspect import Inspection, inspect_rows
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting
@@ -19,7 +20,7 @@ from truetune.pipeline.train import Run, open_run, train_run
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["check", "inspect", "load", "open_run", "prepare", "train"]
+__all__ = ["check", "find_lr", "inspect", "load", "open_run", "prepare", "train"]
 
 
 def train(
@@ -54,6 +55,25 @@ def train(
         overwrite=overwrite,
         listener=listener,
     )
+
+
+def find_lr(
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: Data | None = None,
+    formatting: Formatting | None = None,
+    steps: int | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> RangeTest:
+    """A range test of the learning rate on the run that these arguments would train; see `train` for them.
+
+    Trains `steps` steps (by default 40 to 80), each at a higher rate, until the loss is lost; keeps no weights.
+    """
+    listener = listener or LogListener()
+    resolved, rows = _config(config, model, data, None, settings, listener)
+    return find_learning_rate(resolved, rows=rows, formatting=formatting, steps=steps, listener=listener)
 
 
 def inspect(

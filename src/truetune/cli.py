@@ -107,6 +107,22 @@ def _train(options: argparse.Namespace) -> int:
     return _SIGNAL_STATUS.get(run.stopped_by or "", 0)
 
 
+def _find_lr(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_json, show_range_test
+    from truetune.pipeline.find_lr import find_learning_rate
+
+    listener = ConsoleListener()
+    try:
+        found = find_learning_rate(_load(options, listener), steps=options.steps, listener=listener)
+    finally:
+        listener.close()
+    if options.json:
+        show_json(found.as_json())
+    else:
+        show_range_test(found)
+    return _SIGNAL_STATUS.get(found.stopped_by or "", 0)
+
+
 def _generate(options: argparse.Namespace) -> None:
     from truetune.console import show, show_json
 
@@ -359,6 +375,12 @@ def _parser() -> _Parser:
     )
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
+
+    find_lr = _command(commands, "find-lr", _find_lr, "a learning rate for this run, from a short test of many")
+    _add_settings(find_lr, takes="config", metavar="RUN.yaml | key=value")
+    _add_model_and_data(find_lr)
+    find_lr.add_argument("--steps", type=_positive, help="how many rates to try (default: 40 to 80, by the rows)")
+    find_lr.add_argument("--json", action="store_true", help="print the curve and the suggestion as JSON")
 
     generate = _command(commands, "generate", _generate, "one answer from a trained model")
     _add_trained(generate)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,10 @@ from rich.text import Text
 from truetune.data.rules import Problem, Report
 from truetune.errors import TruetuneError
 from truetune.listener import StepEvent
+
+if TYPE_CHECKING:
+    from truetune.pipeline.find_lr import RangeTest
+    from truetune.planning.range_test import Curve
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -98,6 +102,58 @@ def show_report(report: Report) -> None:
 
 def _rank(problem: Problem) -> tuple[int, str]:
     return list(_MARKS).index(problem.severity), problem.code
+
+
+def show_range_test(found: "RangeTest") -> None:
+    """The curve, drawn on a terminal and a line a rate elsewhere, then what it says and its limits."""
+    console, curve = Console(highlight=False, soft_wrap=True), found.curve
+    if console.is_terminal and len(curve.usable) > 1:
+        console.print(escape("\n".join(curve_lines(curve, marked=found.suggestion))))
+    else:
+        console.print("learning_rate  loss  smoothed_loss")
+        for point in curve.points:
+            console.print(f"{point.learning_rate:.2e}  {point.loss:.4f}  {point.smoothed_loss:.4f}")
+    if curve.diverged_at is not None:
+        console.print(f"ended at {curve.diverged_at:.1e}: the loss was lost")
+    console.print("held fixed: " + escape(", ".join(f"{name} {value}" for name, value in found.held.items())))
+    for note in found.notes:
+        console.print(f"- {escape(note)}")
+    said = "no suggestion" if found.suggestion is None else f"suggested: {found.suggestion:g}"
+    console.print(f"[bold]{said}[/] ({escape(found.reading.reason)})")
+    if found.setting:
+        console.print(f"use it: {escape(found.setting)}")
+
+
+_PLOT_COLUMNS, _PLOT_LINES = 64, 12
+
+
+def curve_lines(curve: "Curve", *, marked: float | None) -> list[str]:
+    """The smoothed loss over the logarithm of the rate, in lines of text; `marked` is a rate to point at.
+
+    What lies far above the first loss is drawn at the upper edge, where it would else flatten all the rest.
+    """
+    points = curve.usable
+    low, high = math.log(points[0].learning_rate), math.log(points[-1].learning_rate)
+    bottom = min(point.smoothed_loss for point in points)
+    top = min(max(point.smoothed_loss for point in points), 1.5 * points[0].smoothed_loss)
+
+    def column(rate: float) -> int:
+        return round((math.log(rate) - low) / (high - low) * (_PLOT_COLUMNS - 1))
+
+    def line(loss: float) -> int:
+        return round((top - min(loss, top)) / ((top - bottom) or 1.0) * (_PLOT_LINES - 1))
+
+    dots = {(line(point.smoothed_loss), column(point.learning_rate)) for point in points}
+    labels = {0: f"{top:.2f}", _PLOT_LINES - 1: f"{bottom:.2f}"}
+    drawn = ["smoothed loss by learning rate"]
+    for row in range(_PLOT_LINES):
+        dotted = "".join("●" if (row, place) in dots else " " for place in range(_PLOT_COLUMNS))
+        drawn.append(f"{labels.get(row, ''):>7} │{dotted}".rstrip())
+    first, last = f"{points[0].learning_rate:.0e}", f"{points[-1].learning_rate:.0e}"
+    drawn += [" " * 8 + "└" + "─" * _PLOT_COLUMNS, " " * 9 + first + last.rjust(_PLOT_COLUMNS - len(first))]
+    if marked is not None and 0 <= column(marked) < _PLOT_COLUMNS:
+        drawn.append(" " * (9 + column(marked)) + f"↑ {marked:g}")
+    return drawn
 
 
 class ConsoleListener:

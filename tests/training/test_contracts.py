@@ -20,6 +20,7 @@ from truetune.training.trl import _CHECKPOINTING, Engine, _arguments, build_engi
 OVERRIDDEN = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+    "create_optimizer": ["model"],
     "log": ["logs", "start_time"],
     "training_step": [],
     "create_model_card": [],

@@ -38,7 +38,11 @@ def learned(seed: int = 1) -> Any:
 
 def test_an_adapter_is_saved_with_tokenizer_and_template_and_without_pickles_or_paths(tmp_path: Path) -> None:
     tensors = save_adapter(
-        engine_for(learned(), tmp_path), tmp_path / "adapter", base_model="org/base", revision="abc"
+        engine_for(learned(), tmp_path),
+        tmp_path / "adapter",
+        base_model="org/base",
+        revision="abc",
+        load_base=tiny_model,
     )
     assert tensors == 2 * 7 * 2
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
@@ -52,7 +56,7 @@ def test_an_adapter_is_saved_with_tokenizer_and_template_and_without_pickles_or_
 def test_an_adapter_that_learned_nothing_is_no_finished_run(tmp_path: Path) -> None:
     engine = engine_for(add_adapter(tiny_model(), LORA, seed=1), tmp_path)
     with pytest.raises(CheckpointError, match="learned nothing"):
-        save_adapter(engine, tmp_path / "adapter", base_model="b", revision=None)
+        save_adapter(engine, tmp_path / "adapter", base_model="b", revision=None, load_base=tiny_model)
     assert not list(tmp_path.glob("*adapter*"))
 
 
@@ -98,7 +102,9 @@ def test_g26_what_was_trained_is_what_plain_peft_loads(tmp_path: Path) -> None:
     model = add_adapter(tiny_model(), LORA, seed=1)
     trained = Trained(tmp_path / "checkpoints", ROWS, model=model)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    tensors = save_adapter(trained.engine, tmp_path / "adapter", base_model="org/base", revision=None)
+    tensors = save_adapter(
+        trained.engine, tmp_path / "adapter", base_model="org/base", revision=None, load_base=tiny_model
+    )
     assert tensors == len([name for name in before if "lora_" in name]) == 28
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert model.active_adapter == "default"
@@ -115,7 +121,9 @@ def test_an_adapter_that_trains_biases_is_saved_and_verified_too(tmp_path: Path,
     model = add_adapter(tiny_model(**base), replace(LORA, bias=bias), seed=1)
     trained = Trained(tmp_path / "checkpoints", ROWS, model=model)
     expected = logits_of(model)
-    assert save_adapter(trained.engine, tmp_path / "adapter", base_model="b", revision=None) > 28
+    assert (
+        save_adapter(trained.engine, tmp_path / "adapter", base_model="b", revision=None, load_base=tiny_model) > 28
+    )
     assert torch.equal(logits_of(model), expected)
     assert torch.equal(logits_of(PeftModel.from_pretrained(tiny_model(**base), tmp_path / "adapter")), expected)
 
@@ -147,7 +155,9 @@ def test_a_scale_that_changed_on_the_way_to_disk_is_caught_by_its_logits(tmp_pat
 
 
 def test_an_earlier_adapter_stays_when_the_new_one_fails_its_check(tmp_path: Path) -> None:
-    save_adapter(engine_for(learned(), tmp_path), tmp_path / "adapter", base_model="b", revision=None)
+    save_adapter(
+        engine_for(learned(), tmp_path), tmp_path / "adapter", base_model="b", revision=None, load_base=tiny_model
+    )
     before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
     with pytest.raises(CheckpointError, match="learned nothing"):
         save_adapter(
@@ -155,6 +165,7 @@ def test_an_earlier_adapter_stays_when_the_new_one_fails_its_check(tmp_path: Pat
             tmp_path / "adapter",
             base_model="b",
             revision=None,
+            load_base=tiny_model,
         )
     assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
 
@@ -170,7 +181,7 @@ def test_g26_no_file_that_is_passed_on_is_a_pickle_or_names_this_machine(tmp_pat
         trained = Trained(tmp_path / "checkpoints", ROWS[:4], model=model)
         folder = tmp_path / method
         if method == "lora":
-            save_adapter(trained.engine, folder, base_model="org/name", revision=None)
+            save_adapter(trained.engine, folder, base_model="org/name", revision=None, load_base=tiny_model)
         else:
             save_full_model(trained.engine, folder, stop_token_ids=(260,))
         for path in folder.rglob("*"):
@@ -199,7 +210,10 @@ def test_a_quantised_bases_adapter_is_saved_in_fp32_and_verified(tmp_path: Path)
     source = ModelSource("base", str(tmp_path / "base"))
     model = add_adapter(load_model(source, ModelOptions("float32", "cpu", "4bit")), LORA, seed=1)
     trained = Trained(tmp_path / "checkpoints", ROWS, model=model)
-    assert save_adapter(trained.engine, tmp_path / "adapter", base_model="base", revision=None) == 28
+    assert (
+        save_adapter(trained.engine, tmp_path / "adapter", base_model="base", revision=None, load_base=tiny_model)
+        == 28
+    )
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 

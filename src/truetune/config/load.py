@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from truetune.config.names import ALIASES, REFUSED, SKIP, Fallback
+from truetune.config.names import ALIASES, REFUSED, REFUSED_VALUES, SKIP, Fallback
 from truetune.config.schema import SECTIONS, Config, contradictions, setting_names
 from truetune.errors import ConfigError
 
@@ -346,6 +346,8 @@ def _wrong(name: str, named: _Named | None) -> str:
     if named is None:
         missing = "model.name_or_path" if name == "model" else name
         return f"{missing} is missing: {_field(missing).description}"
+    if reason := REFUSED_VALUES.get(name, {}).get(str(named.value).lower()):
+        return f"{named.given.place}{name}: {str(named.value).lower()} {reason}"
     choices = _choices(_field(name).annotation)
     close = difflib.get_close_matches(str(named.value), choices, n=1)
     suggestion = f"; did you mean {close[0]}?" if close else ""

@@ -102,6 +102,11 @@ def _targets(value: Any) -> Any:
             return value
 
 
+def _pissa_steps(value: Any) -> Any:
+    """LLaMA-Factory's -1 is the whole SVD."""
+    return SKIP if value in (None, -1) else f"pissa_niter_{value}"
+
+
 def _aliases(target: str, *names: str, translate: Callable[[Any], Any] = lambda value: value) -> dict[str, Alias]:
     return dict.fromkeys(names, Alias(target, translate))
 
@@ -122,6 +127,13 @@ ALIASES: dict[str, Alias] = {
     **_aliases("adapter.target_modules", "lora_target", "lora_target_modules", translate=_targets),
     **_aliases("adapter.target_modules", "lora_target_linear", translate=_when_true("all-linear")),
     **_aliases("adapter.bias", "lora_bias"),
+    **_aliases("adapter.use_rslora", "peft_use_rslora"),
+    **_aliases("adapter.use_dora", "peft_use_dora"),
+    **_aliases("adapter.init_lora_weights", "peft_init_lora_weights"),
+    **_aliases("adapter.init_lora_weights", "pissa_init", translate=_when_true(Fallback("pissa"))),
+    **_aliases("adapter.init_lora_weights", "pissa_iter", translate=_pissa_steps),
+    **_aliases("adapter.modules_to_save", "lora_modules_to_save", "additional_target"),
+    **_aliases("adapter.target_parameters", "lora_target_parameters"),
     **_aliases("adapter.init_from", "adapter_name_or_path", "lora_model_dir"),
     **_aliases("data.path", "dataset", "datasets", "dataset_name", "train_file", "training_file", translate=_places),
     **_aliases("data.path", "train_path", "data_path", translate=_places),
@@ -171,6 +183,30 @@ REFUSED: dict[str, str] = {
     "resume_from_checkpoint": "resuming is said on the command line: --resume, or --resume PATH",
     "overwrite_output_dir": "replacing a run is said on the command line: --overwrite",
     "label_smoothing_factor": "it is not supported: the loss is plain cross-entropy",
+    "loraplus_lr_embedding": "embeddings learn at learning_rate: set loraplus_lr_ratio for the update matrices",
+    "pissa_convert": "an adapter that starts in the base's weights is always saved as plain LoRA",
+    **dict.fromkeys(
+        ("new_tokens", "tokens", "add_tokens", "new_special_tokens", "additional_special_tokens", "resize_vocab"),
+        "tokens are not added here: add them to the base's tokenizer, resize its embeddings, save both, and train "
+        "those with adapter.modules_to_save: [embed_tokens, lm_head]",
+    ),
+    "trainable_token_indices": "single rows are not trained here: set adapter.modules_to_save: [embed_tokens]",
+    "peft_trainable_token_indices": "single rows are not trained here: set adapter.modules_to_save: [embed_tokens]",
+    "loftq_config": "LoftQ is not supported: set adapter.init_lora_weights",
+    "eva_config": "EVA is not supported: set adapter.init_lora_weights",
+    "corda_config": "CorDA is not supported: set adapter.init_lora_weights",
     "formatting_func": "pass formatting= to truetune.train, in Python",
 }
 """Names that mean something we do elsewhere, or not at all, with the reason."""
+
+REFUSED_VALUES: dict[str, dict[str, str]] = {
+    "adapter.init_lora_weights": {
+        "eva": "starts from the model's activations on data, which are not collected here: use pissa or default",
+        "corda": "starts from the model's activations on data, which are not collected here: use pissa or default",
+        "lora_ga": "starts from gradients on data, which are not collected here: use pissa or default",
+        "loftq": "quantises the base in its own way, which no saved adapter carries: use model.load_in_4bit",
+        "mica": "trains one of the two factors only, which nothing here has proved: use pissa or default",
+        "false": "starts from noise, which PEFT has for its own tests: use default",
+    }
+}
+"""Values other tools know and we do not take, with the reason; by setting."""

@@ -26,6 +26,10 @@ TemplateText = Annotated[
     ),
 ]
 
+PissaSteps = Annotated[
+    str, Field(pattern=r"^pissa_niter_\d+$", description="pissa_niter_N (N steps instead of a whole SVD)")
+]
+
 # Those that need no arguments of their own.
 SCHEDULERS = (
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -53,6 +57,22 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _names(value: Any) -> Any:
+    """One name, or a list of them, or none."""
+    match value:
+        case None:
+            return ()
+        case str(names):
+            return tuple(name.strip() for name in names.split(","))
+        case _:
+            return _as_tuple(value)
+
+
+def _init_lora_weights(value: Any) -> Any:
+    """PEFT's true is its default start."""
+    return "default" if value is True or value is None else value
+
+
 def _trackers(value: Any) -> Any:
     match value:
         case None | "none" | ["none"] | []:
@@ -66,6 +86,9 @@ def _trackers(value: Any) -> Any:
 def _spelled(spellings: dict[str, str]) -> BeforeValidator:
     """Other spellings of a value; null means auto, as in the guide's `dtype=None`."""
     return BeforeValidator(lambda value: spellings.get(str(value), value) if value is not None else "auto")
+
+
+Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
 
 
 class _Section(BaseModel):
@@ -98,6 +121,19 @@ class AdapterConfig(_Section):
     )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained")
     init_from: Text | None = Field(None, description="an adapter's folder, or a run, to go on from on new data")
+    use_rslora: bool = Field(False, description="rsLoRA: updates are multiplied by lora_alpha / sqrt(r) instead")
+    use_dora: bool = Field(
+        False, description="DoRA: the length of each weight row is trained apart from its direction"
+    )
+    init_lora_weights: Annotated[
+        Literal["default", "gaussian", "orthogonal", "olora", "pissa"] | PissaSteps,
+        BeforeValidator(_init_lora_weights),
+    ] = Field("default", description="where the adapter starts: default, gaussian, orthogonal, olora, pissa, …")
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="LoRA+: how many times faster the update matrices B learn; null: as fast as the rest"
+    )
+    modules_to_save: Names = Field((), description="modules trained whole, in fp32, beside the adapter: lm_head")
+    target_parameters: Names = Field((), description="a mixture's experts to adapt where target_modules is a list")
 
 
 class SourceConfig(_Section):
@@ -250,6 +286,22 @@ def setting_names() -> Iterable[str]:
     yield "output_dir"
 
 
+LORA_KINDS = (
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "loraplus_lr_ratio",
+    "modules_to_save",
+    "target_parameters",
+)
+"""The settings of AdapterConfig that make another adapter than plain LoRA of it, or train it otherwise."""
+
+
+def lora_kinds(adapter: AdapterConfig) -> list[str]:
+    """Those of LORA_KINDS that are set."""
+    return [name for name in LORA_KINDS if getattr(adapter, name) != AdapterConfig.model_fields[name].default]
+
+
 def contradictions(config: Config) -> Iterator[str]:
     """Settings that are each right and cannot hold together."""
     evaluation, saving = config.evaluation, config.checkpoints
@@ -257,6 +309,7 @@ def contradictions(config: Config) -> Iterator[str]:
         yield "model.load_in_4bit and model.load_in_8bit are both true: choose one"
     if config.adapter.init_from and config.adapter.method == "full":
         yield "adapter.init_from names an adapter, and adapter.method: full trains none"
+    yield from _adapter(config)
     if config.data.validation_path and config.data.test_size:
         yield "data.validation_path and data.test_size are both set: rows are validated from one place"
     if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
@@ -267,6 +320,30 @@ def contradictions(config: Config) -> Iterator[str]:
         yield from _best_model(config)
     if saving.save_total_limit == 1 and evaluation.load_best_model_at_end and saving.save_strategy == "no":
         yield "checkpoints.save_total_limit is set, and checkpoints.save_strategy is no"
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    adapter = config.adapter
+    kinds = lora_kinds(adapter)
+    if adapter.method == "full":
+        yield from (f"adapter.{name} is of a LoRA adapter, and adapter.method: full trains none" for name in kinds)
+    start = adapter.init_lora_weights
+    if adapter.init_from and start != "default":
+        yield f"adapter.init_from goes on from an adapter, and adapter.init_lora_weights: {start} starts a new one"
+    stored = next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(config.model, name)), None)
+    if stored and start not in ("default", "gaussian"):
+        yield (
+            f"adapter.init_lora_weights: {start} reads the base's own weights, and model.{stored} quantises them: "
+            "use default or gaussian, or leave one of them out"
+        )
+    if adapter.use_dora and config.model.load_in_8bit:
+        yield "adapter.use_dora does not train over model.load_in_8bit: use load_in_4bit, or leave one of them out"
+    if start == "orthogonal" and adapter.r % 2:
+        yield f"adapter.init_lora_weights: orthogonal needs an even adapter.r (got {adapter.r})"
+    if adapter.target_parameters and adapter.lora_dropout:
+        yield "adapter.target_parameters take no adapter.lora_dropout: set it to 0"
+    if adapter.target_parameters and adapter.use_dora:
+        yield "adapter.target_parameters take no adapter.use_dora: leave one of them out"
 
 
 def _best_model(config: Config) -> Iterator[str]:

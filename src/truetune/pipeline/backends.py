@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from truetune.config.schema import Config
+from truetune.config.schema import Config, lora_kinds
 from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.hardware import Device
@@ -60,6 +60,8 @@ def _against(config: Config, situation: Situation) -> Iterator[str]:
     targets = config.adapter.target_modules
     if config.adapter.method == "lora" and isinstance(targets, str) and targets != "all-linear":
         yield "adapter.target_modules must be all-linear or a list for it, not a regular expression"
+    if kinds := lora_kinds(config.adapter):
+        yield f"adapter.{kinds[0]} trains with TRL only"
 
 
 def _doubts(config: Config, situation: Situation) -> Iterator[str]:

@@ -145,6 +145,11 @@ def model_request(config: Config, machine: Machine, *, max_length: int) -> Model
         target_modules=targets if isinstance(targets, str) else tuple(targets),
         bias=adapter.bias,
         init_from=adapter.init_from,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        init_lora_weights=adapter.init_lora_weights,
+        modules_to_save=adapter.modules_to_save,
+        target_parameters=adapter.target_parameters,
     )
     return ModelRequest(
         source=machine.source,

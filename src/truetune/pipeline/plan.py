@@ -152,5 +152,6 @@ def train_job(
         report_to=tuple(config.logging.report_to),
         run_name=config.logging.run_name,
         is_padding_free=is_padding_free,
+        loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
         resume_from=resume_from,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.config.load import dump_config, load_config
-from truetune.config.schema import Config
+from truetune.config.schema import LORA_KINDS, AdapterConfig, Config
 from truetune.data.examples import Record
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
@@ -184,7 +184,7 @@ class _Training:
         if model.missed_experts:
             self.listener.warn(
                 f"adapter.target_modules: no adapter on the experts ({', '.join(model.missed_experts)}), which hold "
-                "most of this model's weights; all-linear reaches them"
+                "most of this model's weights; all-linear reaches them, or adapter.target_parameters"
             )
 
     def _give_up_packs(self) -> None:
@@ -282,6 +282,7 @@ class _Training:
             "adapter.r": adapter.r,
             "adapter.lora_alpha": adapter.lora_alpha,
             "adapter.target_modules": targets if isinstance(targets, str) else list(targets),
+            **_kinds(adapter),
             "data (rows, template, masking, length or split)": self.prepared.fingerprint,
             "data.packing": config.data.packing,
             "training.backend": training.backend,
@@ -293,8 +294,12 @@ class _Training:
 
     def refuse_another_run(self) -> None:
         """CheckpointError, naming each difference, if resuming would make this another run."""
-        # Runs of version 0.1 say nothing of an engine: there was one.
-        before = {"training.backend": "trl", **self.directory.read_record().get("identity", {})}
+        # Runs of version 0.1 say nothing of an engine, or of an adapter's kind: there was one of each.
+        before = {
+            "training.backend": "trl",
+            **_kinds(AdapterConfig()),
+            **self.directory.read_record().get("identity", {}),
+        }
         now_ = self.identity()
         differences = [
             f"{name} was {before.get(name)} and is {now_[name]}" for name in now_ if before.get(name) != now_[name]
@@ -326,6 +331,12 @@ class _Training:
             self.listener.say(f"{choice.name}: {choice.value} ({choice.reason})")
         if self.plan.warning:
             self.listener.warn(self.plan.warning)
+
+
+def _kinds(adapter: AdapterConfig) -> dict[str, Any]:
+    """What kind of LoRA is trained, as run.json keeps it."""
+    values = {name: getattr(adapter, name) for name in LORA_KINDS}
+    return {f"adapter.{name}": list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _own_rows(

@@ -1,27 +1,31 @@
 """The trained weights, saved through the trainer, read back, compared, and only then given their name."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from truetune.errors import CheckpointError
 from truetune.files import staged_folder
-from truetune.model.adapter import verify_adapter
+from truetune.model.adapter import load_trained_adapter, verify_adapter, verify_tensors
 
 # A pickle, and a model card with this machine's paths: neither belongs to a model that is passed on.
 _UNWANTED = ("training_args.bin", "README.md")
 
 
-def save_adapter(engine: Any, folder: Path, *, base_model: str, revision: str | None) -> int:
+def save_adapter(
+    engine: Any, folder: Path, *, base_model: str, revision: str | None, load_base: Callable[[], Any]
+) -> int:
     """Saves adapter, tokenizer and template to `folder`; returns how many tensors it holds.
 
     `base_model` is recorded as the user named it. Raises CheckpointError unless the adapter, loaded again, has the
-    trained tensors and gives the trained logits bit for bit.
+    trained tensors and gives the trained logits bit for bit. One that started in the base's weights is checked on the
+    base that `load_base` loads, untouched.
     """
     with staged_folder(folder) as staged:
         engine.save_model(str(staged))
         _drop_unwanted(staged)
-        tensors = verify_adapter(engine.accelerator.unwrap_model(engine.model), staged)
+        tensors = _verified(engine.accelerator.unwrap_model(engine.model), staged, load_base)
         _name_base(staged / "adapter_config.json", base_model, revision)
         return tensors
 
@@ -37,6 +41,18 @@ def save_full_model(engine: Any, folder: Path, *, stop_token_ids: tuple[int, ...
         engine.save_model(str(staged))
         _drop_unwanted(staged)
         return _verify_weights(model, staged)
+
+
+def _verified(model: Any, folder: Path, load_base: Callable[[], Any]) -> int:
+    from truetune.model.starts import start_of, verify_plain, write_plain
+
+    start = start_of(model)
+    if start is None:
+        return verify_adapter(model, folder)
+    tensors = verify_tensors(model, folder)
+    write_plain(folder, start)
+    verify_plain(model, load_trained_adapter(load_base(), folder), folder)
+    return tensors
 
 
 def _drop_unwanted(folder: Path) -> None:

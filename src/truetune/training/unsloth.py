@@ -138,6 +138,11 @@ def linear_modules(model: Any) -> list[str]:
 def _stored(folder: str) -> dict[str, Any]:
     """The shape of an adapter to go on from."""
     settings = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    if kind := next((name for name in ("use_rslora", "use_dora", "modules_to_save") if settings.get(name)), None):
+        raise BackendError(
+            f"adapter.init_from: the adapter in {folder} has {kind}, which trains with TRL only",
+            hint="set training.backend to trl",
+        )
     return {name: settings[name] for name in ("r", "target_modules", "lora_alpha", "lora_dropout", "bias")}
 
 

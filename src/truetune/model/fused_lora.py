@@ -5,7 +5,8 @@ keeps every product between. Here the input is kept once, for base and adapter, 
 cast instead of it. Whatever this cannot do (dropout, DoRA, several adapters) PEFT's own forward does.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Linear
@@ -16,17 +17,23 @@ class FusedLinear(Linear):
     """PEFT's LoRA layer around a torch.nn.Linear; parameters, names and files are PEFT's."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        name = self._only_adapter()
-        if name is None or args or kwargs:
+        parts = self.parts()
+        if parts is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        base, rows = self.get_base_layer(), x.reshape(-1, x.shape[-1])
-        factors = self.lora_A[name].weight, self.lora_B[name].weight
-        made = _LoraLinear.apply(rows, base.weight, base.bias, *factors, self.scaling[name])
+        made = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), *parts)
         # Shaped out here: what OLMo clamps and Llama 4 adds to in place must not be a view made within the step.
         return made.view(*x.shape[:-1], made.shape[-1])
 
+    def parts(self) -> "LoraParts | None":
+        """What the plain way of computing takes; None where PEFT has more to do."""
+        if (name := self._only_adapter()) is None:
+            return None
+        base = self.get_base_layer()
+        return LoraParts(
+            base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        )
+
     def _only_adapter(self) -> str | None:
-        """The one adapter that is computed in the plain way; None where PEFT has more to do."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1:
             return None
@@ -43,34 +50,48 @@ def _is_cast(weight: torch.Tensor) -> bool:
     return bool(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != weight.dtype)
 
 
+class LoraParts(NamedTuple):
+    """A linear layer of (out, in) weights and an adapter on it, of (r, in) and (out, r)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    down: torch.Tensor
+    up: torch.Tensor
+    scaling: float
+
+
+def lora_forward(rows: torch.Tensor, parts: LoraParts) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layer makes of (tokens, in) rows in the weight's dtype, and what passes between the factors."""
+    inner = rows @ parts.down.to(rows.dtype).T
+    made = linear(rows, parts.weight, parts.bias).addmm_(inner, parts.up.to(rows.dtype).T, alpha=parts.scaling)
+    return made, inner
+
+
+def lora_backward(
+    upstream: torch.Tensor, rows: torch.Tensor, inner: torch.Tensor, parts: LoraParts, needs: Sequence[bool]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of rows, weight, bias, down and up; the first three where they are needed."""
+    arriving = upstream.to(rows.dtype)
+    through = (arriving @ parts.up.to(rows.dtype)) * parts.scaling
+    of_down = (through.T @ rows).to(parts.down.dtype)
+    of_up = (arriving.T @ inner * parts.scaling).to(parts.up.dtype)
+    of_rows = (arriving @ parts.weight).addmm_(through, parts.down.to(rows.dtype)) if needs[0] else None
+    of_weight = arriving.T @ rows if needs[1] else None
+    of_bias = arriving.sum(0) if parts.bias is not None and needs[2] else None
+    return of_rows, of_weight, of_bias, of_down, of_up
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        rows: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        rows = rows.to(weight.dtype)
-        inner = rows @ down.to(rows.dtype).T
-        made = linear(rows, weight, bias).addmm_(inner, up.to(rows.dtype).T, alpha=scaling)
-        ctx.save_for_backward(rows, weight, down, up, inner)
-        ctx.scaling, ctx.has_bias = scaling, bias is not None
+    def forward(ctx: Any, rows: torch.Tensor, *parts: Any) -> torch.Tensor:
+        rows, layer = rows.to(parts[0].dtype), LoraParts(*parts)
+        made, inner = lora_forward(rows, layer)
+        ctx.save_for_backward(rows, inner, *layer[:4])
+        ctx.scaling = layer.scaling
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, down, up, inner = ctx.saved_tensors
-        arriving = upstream.to(rows.dtype)
-        through = (arriving @ up.to(rows.dtype)) * ctx.scaling
-        of_down = (through.T @ rows).to(down.dtype)
-        of_up = (arriving.T @ inner * ctx.scaling).to(up.dtype)
-        of_rows = None
-        if ctx.needs_input_grad[0]:
-            of_rows = (arriving @ weight).addmm_(through, down.to(rows.dtype))
-        of_weight = arriving.T @ rows if ctx.needs_input_grad[1] else None
-        of_bias = arriving.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return of_rows, of_weight, of_bias, of_down, of_up, None
+        rows, inner, *tensors = ctx.saved_tensors
+        layer = LoraParts._make((*tensors, ctx.scaling))
+        return *lora_backward(upstream, rows, inner, layer, ctx.needs_input_grad), None

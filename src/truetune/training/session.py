@@ -119,9 +119,11 @@ class TrlSession:
         """The model, ready to train, and whether it keeps concatenated rows apart."""
         from truetune.model.adapter import add_adapter
         from truetune.model.attention import fit_attention
+        from truetune.model.fused_blocks import fuse_blocks
         from truetune.model.load import load_model
 
         model = load_model(request.source, request.options)
+        fuse_blocks(model)
         isolates = fit_attention(model)
         if request.adapter is None:
             return model, isolates
@@ -146,12 +148,18 @@ class TrlSession:
             return train(self._engine, job, metrics=MetricsCallback(self.write_metrics))
 
     def save(self, destination: Destination) -> int:
+        from truetune.model.load import load_model
         from truetune.training.saving import save_adapter, save_full_model
 
         folder = destination.folder
         if self._request and self._request.adapter:
+            request = self._request
             return save_adapter(
-                self._engine, folder, base_model=destination.base_model, revision=destination.revision
+                self._engine,
+                folder,
+                base_model=destination.base_model,
+                revision=destination.revision,
+                load_base=lambda: load_model(request.source, request.options),
             )
         return save_full_model(self._engine, folder, stop_token_ids=destination.stop_token_ids)
 

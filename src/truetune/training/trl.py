@@ -7,13 +7,13 @@ installed version.
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -22,6 +22,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED, Packed, Tokenized
+from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
@@ -34,6 +35,9 @@ from truetune.training.monitor import (
     guarded_trackers,
     tell_step,
 )
+from truetune.training.room import Room, attempt
+from truetune.training.slices import TOKENS, largest, slices
+from truetune.training.step import Counts, Step
 
 Scores: TypeAlias = FusedCausalLMOutput
 """What a batch scores: log_probs, is_top1 and label_mask of every next token, and a mixture's aux_loss."""
@@ -43,43 +47,14 @@ _RENAMED = "activation_checkpointing"
 _CHECKPOINTING = _RENAMED if _RENAMED in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """Tokens of some steps: supervised, all, and predicted right, where the engine tells."""
-
-    supervised: int = 0
-    tokens: int = 0
-    correct: int | None = None
-
-    def plus(self, other: "_Counts") -> "_Counts":
-        correct = None if other.correct is None else other.correct + (self.correct or 0)
-        return _Counts(self.supervised + other.supervised, self.tokens + other.tokens, correct)
-
-
-class _StepSums:
-    """Sums over the micro-batches of a step, kept on the device: reading each one would wait for the GPU."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-
-    def add(self, **values: torch.Tensor) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def take(self) -> tuple[float, _Counts]:
-        """The step's loss and counts, read in one go; the sums start anew."""
-        names = ("loss", "supervised", "tokens", "correct")
-        there = [self._sums[name].detach().float() for name in names if name in self._sums]
-        loss, *counts = torch.stack(there).tolist()
-        self._sums.clear()
-        return loss, _Counts(*map(int, counts))
-
-
 class Engine(SFTTrainer):
     """SFTTrainer with token-weighted metrics and evaluation, and an end to runs that diverge."""
 
     tells_accuracy = True
     """False where not every training batch tells how many tokens it predicts right."""
+
+    loraplus_lr_ratio: float | None = None
+    """How many times faster an adapter's update matrices B learn (LoRA+, arXiv 2402.12354); None: as fast."""
 
     def __init__(self, *, listener: Listener, **options: Any) -> None:
         super().__init__(**options)
@@ -89,8 +64,10 @@ class Engine(SFTTrainer):
         self.watch = Stopwatch()
         self._guard = NonFiniteGuard()
         self._guarded_step = 0
-        self._step = _StepSums()
-        self._logged = _Counts()
+        self._step = Step()
+        self._logged = Counts()
+        can_be_cut = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
+        self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut)
         self._plain, self._head = self.model, provable_head(self.model)
         # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
         for parameter in self.model.parameters():
@@ -125,11 +102,64 @@ class Engine(SFTTrainer):
                 return score_supervised(self._head, inputs)
         return score_logits(model, inputs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Trainer's optimizer, with groups of their own for the update matrices B of LoRA+."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.loraplus_lr_ratio is not None:
+            faster = {id(value) for name, value in self.model.named_parameters() if "lora_B" in name}
+            optimizer.param_groups = list(_parted(optimizer.param_groups, faster, self.loraplus_lr_ratio))
+        return optimizer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """The batch's share of the step's loss and gradient, computed slice by slice.
+
+        Where memory runs out, all of the step's batches so far are computed again, less at a time.
+        """
         self.watch.begin()
-        loss = super().training_step(*args, **kwargs)
+        self._step.begin(inputs)
+
+        def learn(batches: Sequence[dict[str, Any]]) -> Any:
+            return [self._learn(model, batch, num_items_in_batch) for batch in batches][-1]
+
+        loss, failure = attempt(lambda: learn([inputs]))
+        while failure:
+            self._step.start_over()
+            model.zero_grad()
+            self._give_way(failure, self._step.batches)
+            loss, failure = attempt(lambda: learn(self._step.batches))
+        return loss
+
+    def _learn(self, model: Any, batch: dict[str, Any], count: Any) -> Any:
+        losses = [super(Engine, self).training_step(model, each, count) for each in slices(batch, self._room.tokens)]
+        loss = torch.stack(losses).sum()
         self._step.add(loss=loss)
         return loss
+
+    def _give_way(self, failure: str, batches: Sequence[dict[str, Any]]) -> None:
+        """Makes room for the batches; BackendError where nothing is left to do, with the last step saved."""
+        clear_device_cache(garbage_collection=True)
+        step, before = self.state.global_step + 1, largest(batches, self._room.tokens)
+        measure = self._room.give_way(self.model, batches)
+        if measure is None:
+            raise BackendError(
+                f"out of memory in step {step}, at {before:,} tokens at a time with gradient checkpointing: {failure}"
+                + self._save_last_step(),
+                hint="lower data.max_length or adapter.r, set model.load_in_4bit, or take a machine with more memory",
+            )
+        self.listener.warn(
+            f"out of memory in step {step} ({failure}): computed again, and all that follows, with {measure}; "
+            "the rows of a step and its gradient stay the same"
+        )
+
+    def _save_last_step(self) -> str:
+        """A checkpoint of the last step, if there was one; says so."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if not step or folder.exists():
+            return ""
+        self._save_checkpoint(self.model, None)
+        return f"; step {step} is saved in {folder}"
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer after every step and epoch: the one place that knows the step's gradient norm."""
@@ -144,7 +174,7 @@ class Engine(SFTTrainer):
             tr_loss.zero_()
 
     def _end_step(self, grad_norm: float | None) -> None:
-        loss, counts = self._step.take()
+        loss, counts = self._step.end()
         self._guarded_step = self.state.global_step
         self._logged = self._logged.plus(counts)
         self.watch.end(counts.tokens)
@@ -170,20 +200,31 @@ class Engine(SFTTrainer):
         batches = len(dataloader)
         for done, batch in enumerate(dataloader, start=1):
             _, inputs = _without_weights(self._prepare_inputs(batch))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.score(model, inputs)
-            sums = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
-            # One transfer a batch; float64 on the CPU, since MPS has none.
-            totals += torch.stack([value.float() for value in sums]).cpu().double()
+            sums, failure = attempt(lambda inputs=inputs: self._sums(model, inputs))  # type: ignore[misc]
+            while failure:
+                self._give_way(failure, [inputs])
+                sums, failure = attempt(lambda inputs=inputs: self._sums(model, inputs))  # type: ignore[misc]
+            totals += sums
             self.listener.progress("evaluating", done, batches)
         loss, correct, count = self.accelerator.reduce(totals.to(self.args.device, torch.float32)).tolist()
         metrics = {"loss": loss / count, "mean_token_accuracy": correct / count, "supervised_tokens": int(count)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, named, self.num_examples(dataloader))
 
+    def _sums(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Loss, tokens predicted right and supervised tokens of a batch, computed slice by slice."""
+        sums = torch.zeros(3, device=self.args.device)
+        for each in slices(inputs, self._room.tokens):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.score(model, each)
+            found = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
+            sums += torch.stack([value.float() for value in found])
+        # One transfer a batch; float64 on the CPU, since MPS has none.
+        return sums.cpu().double()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""
-        counts, self._logged = self._logged, _Counts()
+        counts, self._logged = self._logged, Counts()
         if "loss" in logs and counts.supervised:
             history = self.state.log_history
             if counts.correct is not None:
@@ -196,6 +237,15 @@ class Engine(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: TRL's names this machine's paths and may ask the hub."""
+
+
+def _parted(groups: list[dict[str, Any]], faster: set[int], ratio: float) -> Iterator[dict[str, Any]]:
+    """Each group, without its `faster` parameters, and then those, at `ratio` times the rate."""
+    for group in groups:
+        yield {**group, "params": [value for value in group["params"] if id(value) not in faster]}
+    for group in groups:
+        params = [value for value in group["params"] if id(value) in faster]
+        yield {**group, "params": params, "lr": group["lr"] * ratio}
 
 
 def build_engine(
@@ -224,6 +274,7 @@ def build_engine(
         processing_class=tokenizer,
         callbacks=[*stopping, *guarded_trackers(job.report_to, listener), *callbacks],
     )
+    engine.loraplus_lr_ratio = job.loraplus_lr_ratio
     engine.remove_callback(PrinterCallback)
     return engine
 

@@ -1,0 +1,181 @@
+"""Norms and gated MLPs that keep less for the backward pass, in the places of a model's own.
+
+transformers' norms keep a copy of their input in fp32, its MLPs four tensors of their widest size. Here a norm keeps
+its input, an MLP the outputs of its two first layers, and the rest is computed once more where it is needed. Each is
+taken only where it proves, on numbers, to do what the model's own does; names and files of the weights stay.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truetune.model.fused_lora import FusedLinear, LoraParts, lora_backward, lora_forward
+
+_Activation = Callable[[Tensor], Tensor]
+
+
+def fuse_blocks(model: nn.Module) -> int:
+    """Puts a fused block in the place of every norm and MLP of the model that it equals; returns how many."""
+    proven = [
+        (parent, name, ours)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if (ours := _equal_block(child)) is not None
+    ]
+    for parent, name, ours in proven:
+        setattr(parent, name, ours)
+    return len(proven)
+
+
+def _equal_block(theirs: nn.Module) -> nn.Module | None:
+    """A fused block on the weights of a model's own, if it does the same."""
+    return next((ours for ours in _candidates(theirs) if _does_the_same(ours, theirs)), None)
+
+
+def _candidates(theirs: nn.Module) -> Iterator[nn.Module]:
+    children = dict(theirs.named_children())
+    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        yield GatedMLP(**children)
+    epsilon = getattr(theirs, "variance_epsilon", getattr(theirs, "eps", None))
+    if "RMSNorm" in type(theirs).__name__ and isinstance(epsilon, float):
+        for plus, is_wide in product((0, 1), (False, True)):
+            yield RMSNorm(theirs.weight, epsilon, plus, is_wide=is_wide)
+
+
+def _does_the_same(ours: nn.Module, theirs: nn.Module) -> bool:
+    """True if outputs and gradients of both are the same but for rounding."""
+    weight = next(theirs.parameters())
+    size = weight.shape[-1] if weight.dim() == 1 else theirs.gate_proj.in_features
+    try:
+        found, expected = _tried(ours, size, weight), _tried(theirs, size, weight)
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    # Half a unit in the last place in the output: the same operations. The gradient's come in another order.
+    rounding = torch.finfo(found[0].dtype).eps
+    return all(
+        mine.dtype == its.dtype and bool((mine - its).norm() <= share * rounding * its.norm())
+        for mine, its, share in zip(found, expected, (0.5, 4.0), strict=True)
+    )
+
+
+def _tried(block: nn.Module, size: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's output and its input's gradient, of a few random rows, small ones among them: they show epsilon."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, size, generator=draw) * torch.tensor([1.0, 4.0, 0.1, 1e-2, 1e-3, 1.0]).unsqueeze(1)
+    rows = rows.to(weight.device, weight.dtype if weight.is_floating_point() else torch.bfloat16).requires_grad_()
+    made = block(rows)
+    (gradient,) = torch.autograd.grad(made, rows, torch.randn(made.shape, generator=draw).to(made))
+    return made, gradient
+
+
+# --- norms ------------------------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (weight + plus), in fp32; `is_wide` rounds to x's dtype at the end, else before the weight."""
+
+    def __init__(self, weight: nn.Parameter, eps: float, plus: int, *, is_wide: bool) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps, self.plus, self.is_wide = eps, plus, is_wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps, self.plus, self.is_wide)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus: int, is_wide: bool) -> Tensor:
+        wide = x.float()
+        shrink = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        normed = wide * shrink
+        ctx.save_for_backward(x, shrink, weight)
+        ctx.plus = plus
+        if is_wide:
+            return normed.mul_(weight.float() + plus).to(x.dtype)
+        return normed.to(x.dtype) * (weight + plus if plus else weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, shrink, weight = ctx.saved_tensors
+        normed, arriving = x.float() * shrink, upstream.float()
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (arriving * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        scaled = arriving * (weight.float() + ctx.plus)
+        along = (scaled * normed).mean(-1, keepdim=True)
+        of_x = scaled.sub_(normed.mul_(along)).mul_(shrink).to(x.dtype)
+        return of_x, of_weight, None, None, None
+
+
+# --- gated MLPs -------------------------------------------------------------------------------------------
+
+
+class GatedMLP(nn.Module):
+    """down_proj(act_fn(gate_proj(x)) * up_proj(x))."""
+
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = gate_proj, up_proj, down_proj, act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        parts = self.down_proj.parts() if isinstance(self.down_proj, FusedLinear) else None
+        if parts is None or gate.dtype != parts.weight.dtype:
+            made: Tensor = self.down_proj(_Gated.apply(gate, up, self.act_fn))
+            return made
+        made = _GatedLora.apply(gate.flatten(0, -2), up.flatten(0, -2), self.act_fn, *parts)
+        return made.view(*x.shape[:-1], made.shape[-1])
+
+
+class _Gated(torch.autograd.Function):
+    """act(gate) * up, for any layer behind it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: _Activation) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        return act(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        return *_gated_backward(upstream, *_opened(gate, ctx.act), up), None
+
+
+class _GatedLora(torch.autograd.Function):
+    """act(gate) * up, and the LoRA layer behind it, whose input is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: _Activation, *parts: Any) -> Tensor:
+        layer = LoraParts(*parts)
+        made, inner = lora_forward(act(gate) * up, layer)
+        ctx.save_for_backward(gate, up, inner, *layer[:4])
+        ctx.act, ctx.scaling = act, layer.scaling
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, inner, *tensors = ctx.saved_tensors
+        opened, gate = _opened(gate, ctx.act)
+        needs = (True, *ctx.needs_input_grad[3:5])
+        layer = LoraParts._make((*tensors, ctx.scaling))
+        of_product, *of_parts = lora_backward(upstream, opened.detach() * up, inner, layer, needs)
+        assert of_product is not None
+        return *_gated_backward(of_product, opened, gate, up), None, *of_parts, None
+
+
+def _opened(gate: Tensor, act: _Activation) -> tuple[Tensor, Tensor]:
+    """act(gate) with its graph, and the gate that the graph leads to."""
+    with torch.enable_grad():
+        gate = gate.detach().requires_grad_()
+        return act(gate), gate
+
+
+def _gated_backward(upstream: Tensor, opened: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    (of_gate,) = torch.autograd.grad(opened, gate, upstream * up)
+    return of_gate, upstream * opened.detach()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from transformers.masking_utils import (
 
 from conftest import tiny_model
 from tiny_runs import Largest
-from truetune.model import packed_attention
+from truetune.model import packed_attention, sample_attention
 from truetune.model.attention import fit_attention, isolates_samples
 from truetune.model.load import ModelOptions, Quantization, load_model
 from truetune.model.packed_attention import NAME, attend, bounds, register
@@ -154,8 +155,8 @@ def packed_model(name: str, **changes: Any) -> Any:
     return model
 
 
-def samples(lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
-    torch.manual_seed(1)
+def samples(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 1) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
     return [torch.randint(3, 97, (1, length)) for length in lengths]
 
 
@@ -242,16 +243,19 @@ def test_logits_and_gradients_of_a_pack_are_those_of_each_sample_alone(name: str
     assert_same(in_a_pack(model, rows), alone, within=5e-5 if name == "Gemma4" else 1e-5)
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX", "Granite"])
-@pytest.mark.parametrize("short", [0, 6])
-def test_samples_long_and_short_go_two_ways_to_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch, name: str, short: int
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX", "Granite", "Mistral", "Gemma2", "Gemma3"])
+@pytest.mark.parametrize(("block", "scores"), [(4, 1 << 20), (4, 1), (256, 1)])
+def test_a_pack_computed_in_small_blocks_and_groups_gives_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, block: int, scores: int
 ) -> None:
     model, rows = model_of(name), samples()
     alone = each_alone(model, rows)
-    monkeypatch.setattr(packed_attention, "_SHORT", short)
+    monkeypatch.setattr(sample_attention, "_BLOCK", block)
+    monkeypatch.setattr(sample_attention, "_SCORES", scores)
+    sample_attention._layout.cache_clear()
     assert fit_attention(model)
     assert_same(in_a_pack(model, rows), alone)
+    sample_attention._layout.cache_clear()
 
 
 def test_a_pack_of_one_long_sample_among_short_ones_is_that_of_each_alone() -> None:
@@ -290,23 +294,34 @@ def test_gradient_checkpointing_gives_a_pack_the_same_gradients(replaced: Callab
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2", "Gemma3", "Phi3"])
 def test_autocast_computes_a_pack_as_it_does_the_model_s_own_attention(name: str) -> None:
     """Weights in fp32, as in full fine-tuning: Qwen3's and Gemma's norms hand on queries in fp32, values in bf16."""
-    rows, in_bf16 = samples(), partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    alone, packed = each_alone(model_of(name), rows, in_bf16), in_a_pack(packed_model(name), rows, in_bf16)
-    truth = each_alone(model_of(name), rows)
-    assert (packed[0] - truth[0]).norm() <= 1.2 * (alone[0] - truth[0]).norm()
-    for each, expected in truth[1].items():
-        assert (packed[1][each] - expected).norm() <= 1.2 * (alone[1][each] - expected).norm() + 1e-3
+    in_bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    assert_as_near_the_truth(name, lambda model: model, in_bf16)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2", "Mistral"])
 def test_in_bf16_a_pack_is_as_near_the_truth_as_samples_alone(name: str) -> None:
-    rows = samples()
-    truth = each_alone(model_of(name), rows)
-    alone = each_alone(model_of(name).bfloat16(), rows)
-    packed = in_a_pack(packed_model(name).bfloat16(), rows)
-    assert (packed[0] - truth[0]).norm() <= 1.2 * (alone[0] - truth[0]).norm()
-    for each, expected in truth[1].items():
-        assert (packed[1][each] - expected).norm() <= 1.2 * (alone[1][each] - expected).norm()
+    assert_as_near_the_truth(name, lambda model: model.bfloat16(), nullcontext)
+
+
+def assert_as_near_the_truth(name: str, lowered: Callable[[Any], Any], within: Callable[[], Any]) -> None:
+    """Errors of logits and gradients next to the own attention's, over twelve packs: in one they are chance."""
+    ratios: dict[str, list[float]] = {}
+    for seed in range(12):
+        rows = samples(seed=seed)
+        truth = as_one(each_alone(model_of(name), rows))
+        alone = as_one(each_alone(lowered(model_of(name)), rows, within))
+        packed = as_one(in_a_pack(lowered(packed_model(name)), rows, within))
+        for each, expected in truth.items():
+            ratio = (packed[each] - expected).norm() / (alone[each] - expected).norm()
+            ratios.setdefault(each, []).append(float(ratio))
+    assert len(ratios) > 2
+    for each, found in ratios.items():
+        assert geometric_mean(found) <= 1.15, each
+
+
+def as_one(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    logits, gradients = found
+    return {"logits": logits, **gradients}
 
 
 # --- masks ------------------------------------------------------------------------------------------------

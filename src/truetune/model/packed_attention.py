@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from truetune.model.sample_attention import attend_samples
+
 NAME = "truetune_packed"
-_SHORT = 256
-"""Tokens up to which a sample is short."""
 _UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "indices", "block_indices")
 """What some models (gpt-oss, T5) add to attention or (MiniMax M3) leave out of it, and this one does not have."""
 
@@ -125,6 +125,9 @@ def attend(
     query, key, value = map(_as_autocast, (query, key, value))
     if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout:
         return _on_cuda(query, key, value, window, edges, scaling), None
+    if query.device.type == "cpu" and not dropout:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend_samples(query, key, value, edges=edges, window=window, scale=scale, softcap=softcap), None
     lengths = [end - start for start, end in pairwise(edges)]
     # Not slices, whose gradients would each be as long as the pack.
     queries, keys, values = (each.split(lengths, dim=2) for each in (query, key, value))
@@ -174,8 +177,6 @@ def _one(
     """Causal attention within one sample."""
     length = query.shape[2]
     if softcap is None and not 0 < window < length:
-        if not (query.is_cuda or dropout) and length <= _SHORT:
-            return _ShortAttention.apply(query, key, value, scaling or query.shape[-1] ** -0.5)
         return scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
         )
@@ -187,42 +188,6 @@ def _one(
             query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling, enable_gqa=True
         )
     return _capped(query, key, value, seen, dropout, scaling, softcap)
-
-
-class _ShortAttention(torch.autograd.Function):
-    """Causal attention of a short sample on a CPU: torch's forward, and a backward of plain matrix products.
-
-    torch's own backward (2.13) takes three times as long for samples of 60 to 128 tokens, as long for 256.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        made = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-        ctx.save_for_backward(query, key, value, made)
-        ctx.scale = scale
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, made = ctx.saved_tensors
-        rows, heads, length, _ = query.shape
-        groups = rows * key.shape[1]
-
-        def by_group(each: torch.Tensor) -> torch.Tensor:
-            """The heads that share a key behind one another: (rows * keys, heads a key * tokens, size)."""
-            return each.reshape(groups, -1, each.shape[-1])
-
-        queries, keys, values, arriving = map(by_group, (query, key, value, upstream))
-        scores = torch.bmm(queries, keys.transpose(1, 2)).float().view(rows, heads, length, length).mul_(ctx.scale)
-        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
-        weights = torch.softmax(scores.masked_fill_(later, float("-inf")), dim=-1)
-        of_value = torch.bmm(by_group(weights.to(query.dtype)).transpose(1, 2), arriving)
-        change = torch.bmm(arriving, values.transpose(1, 2)).float().view(rows, heads, length, length)
-        change -= (upstream.float() * made.float()).sum(-1, keepdim=True)
-        of_scores = by_group(change.mul_(weights).mul_(ctx.scale).to(query.dtype))
-        of_query = torch.bmm(of_scores, keys).view(query.shape)
-        of_key = torch.bmm(of_scores.transpose(1, 2), queries)
-        return of_query, of_key.view(key.shape), of_value.view(value.shape), None
 
 
 def _capped(

@@ -1,7 +1,8 @@
 """How fast, and in how much memory, a LoRA training runs: truetune beside plain TRL, on the same rows.
 
     .venv/bin/python bench/engine.py [DATA …] [--repeats 3] [--lengths 512 2048] [--losses all answers]
-                                     [--device cpu|cuda] [--contestants NAME …] [--grow] [--quick] [--json FILE]
+                                     [--device cpu|cuda] [--contestants NAME …] [--llamafactory DIR]
+                                     [--grow] [--quick] [--json FILE]
 
 Without DATA, rows are made up. The model is SmolLM2-135M (`demo`) with LoRA, r 16 and alpha 16 on all linear layers.
 truetune prepares the rows once and packs them; every contestant then trains on the same samples, step for step:
@@ -12,167 +13,73 @@ turns, each time in a process of its own:
     trl         TRL's defaults: bf16 autocast, packs, gradient checkpointing
     trl-best    TRL's fastest settings that were found; engine_trl.py has those that were tried, and why
     truetune    truetune with whatever it decides by itself
+    llamafactory  LLaMA-Factory 0.9.5 with neat_packing, in the environment DIR that bench/llamafactory.sh makes
 
 Printed are medians over the repeats, with their range: real tokens per second of the timed steps (the first steps
 are not), CPU seconds a step (which say more than the clock where other work runs beside), peak memory (resident; on
 CUDA the allocator's), and how far the mean loss of the last half of the steps is off trl-best's. The guide's fp32
 learns more in the first steps than anybody's bf16: there it is 2 to 4 % below, and all agree to a millionth in fp32.
 
-The ceiling is the rate of the matrix products alone, were they as fast as the model's own MLP products (2,048 x
-hidden by hidden x intermediate) are here by themselves, in bf16 where the hardware has it. A token costs
+The ceiling is the rate of the matrix products alone, were they all as fast as the fastest of the model's own (MLP,
+attention and output layer, of 2,048 tokens each) is here by itself, in bf16 where the hardware has it. A token costs
 
-    layers x (4 W + 6 A) + 4 hidden x vocabulary x S + 12 layers x heads x head_dim x C    operations,
+    layers x (4 W + 6 A) - 2 Q + 4 hidden x vocabulary x S + 12 layers x heads x head_dim x C    operations,
 
 W the frozen weights of a layer's linear maps (2 operations forward, 2 for the gradient of their input), A the
-adapter's weights in a layer, r x (in + out) of each map (2 forward, 4 backward), S the share of supervised tokens,
-C the tokens that a token attends to on average (scores and mixed values, 4 forward, 8 backward).
+adapter's weights in a layer, r x (in + out) of each map (2 forward, 4 backward), Q the weights of the first layer's
+queries, keys and values, whose input needs no gradient, S the share of supervised tokens, C the tokens that a token
+attends to on average (scores and mixed values, 4 forward, 8 backward).
 
 --grow prints, for truetune and trl-best, how a step's time grows with the packs' length, the samples' length, the
 tokens of a batch and the layers. --quick trains a tiny random model in fp32, where all losses must agree.
 """
 
 import argparse
-import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import gpu_check
-import preparation
-from engine_trl import CONTESTANTS, EXTRA, LORA, Measure, Trial, Workload
+from engine_trl import EXTRA, TRL
+from side_by_side import (
+    Bench,
+    Prepared,
+    has_failed,
+    in_turns,
+    late_loss,
+    parser_of,
+    run_in_folder,
+    settle,
+    spread,
+    tell_progress,
+)
+from trial import LORA, Measure, Workload
 
-CHILD = Path(__file__).with_name("engine_trl.py")
 REFERENCE = "trl-best"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the first process found and wrote: device, precision, folders of models, and each workload's counts."""
-
-    device: str
-    precision: str
-    models: dict[str, str]
-    counts: dict[str, list[dict[str, int]]]
-
-    def count(self, workload: Workload, what: str, *, first: int = 0) -> int:
-        """The tokens, supervised tokens or attending pairs of the steps from `first` on."""
-        return sum(step[what] for step in self.counts[workload.name][first:])
-
-    def shape(self, workload: Workload) -> dict[str, Any]:
-        """The model's config.json."""
-        text = (Path(self.models[str(workload.layers or "")]) / "config.json").read_text("utf-8")
-        shape: dict[str, Any] = json.loads(text)
-        return shape
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One call of this program: `folder` holds what its processes read and write."""
-
-    folder: Path
-    options: argparse.Namespace
-    data: list[str]
-
-    def prepare(self, workloads: Sequence[Workload]) -> Prepared:
-        request = {
-            "folder": str(self.folder),
-            "data": self.data,
-            "model": self.options.model,
-            "device": self.options.device,
-            "is_quick": self.options.quick,
-            "steps": self.options.steps,
-            "workloads": [asdict(each) for each in workloads],
-        }
-        done = self.ask("prepare", request)
-        if done is None:
-            raise SystemExit("the rows could not be prepared")
-        return Prepared(**done)
-
-    def ceiling(self, prepared: Prepared, workload: Workload) -> float:
-        """The machine's rate of matrix products, in operations a second."""
-        shape = prepared.shape(workload)
-        sizes = {"hidden": shape["hidden_size"], "intermediate": shape["intermediate_size"]}
-        done = self.ask("ceiling", {"precision": prepared.precision, "device": prepared.device, **sizes})
-        return done["flops"] if done else float("nan")
-
-    def train(self, contestant: str, workload: Workload, prepared: Prepared) -> Measure | None:
-        trial = Trial(
-            contestant=contestant,
-            workload=workload,
-            model=prepared.models[str(workload.layers or "")],
-            data=str(self.folder / f"{workload.name}.jsonl"),
-            warmup=self.options.warmup,
-            precision=prepared.precision,  # type: ignore[arg-type]
-            device=prepared.device,  # type: ignore[arg-type]
-        )
-        done = self.ask("train", asdict(trial))
-        return None if done is None else Measure(**done)
-
-    def ask(self, task: str, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The task's answer, from a process of its own; None, and the end of what it said, if it failed.
-
-        This process stays small: Linux counts the memory of whoever starts a process towards the peak of the started.
-        """
-        asked, answer, log = (self.folder / name for name in ("request.json", "answer.json", "log"))
-        asked.write_text(json.dumps(request), "utf-8")
-        answer.unlink(missing_ok=True)
-        with log.open("w") as said:
-            command = [sys.executable, str(CHILD), task, str(asked), str(answer)]
-            done = subprocess.run(command, stdout=said, stderr=said, check=False)
-        if done.returncode == 0:
-            told: dict[str, Any] = json.loads(answer.read_text("utf-8"))
-            return told
-        tail = log.read_text(errors="replace").splitlines()[-12:]
-        print(f"{request.get('contestant', task)} failed:", *tail, sep="\n  | ", file=sys.stderr)
-        return None
+CHECKED = ("truetune", "llamafactory")
+"""Contestants that get their rows in a form of their own, and count what they compute."""
 
 
 def main() -> int:
     options = parsed()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # The process that trains ends too.
-    with tempfile.TemporaryDirectory() as folder:
-        given = options.data or [rows_for(options, Path(folder) / "rows.jsonl")]
-        bench = Bench(Path(folder), options, [os.path.abspath(path) for path in given])
-        return grow(bench) if options.grow else compare(bench)
-
-
-def rows_for(options: argparse.Namespace, path: Path) -> str:
-    """Rows of some 200 tokens; of some 90 bytes, each a token of the tiny model."""
-    if options.quick:
-        gpu_check.made_up(path, 12, range(60))
-    else:
-        preparation.made_up(path, rows=1_000)
-    return str(path)
+    run = grow if options.grow else compare
+    if options.llamafactory is None:
+        return run_in_folder(options, run)
+    options.contestants = list(dict.fromkeys([*options.contestants, "llamafactory"]))
+    return run_in_folder(options, run, llamafactory=options.llamafactory.absolute() / "bin" / "python")
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--warmup", type=int, default=2, help="steps that are not timed")
+    parser, usual = parser_of(__doc__), [*TRL, "truetune"]
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--losses", nargs="+", choices=["all", "answers"], default=["all", "answers"])
     parser.add_argument("--tokens", type=int, default=2048, help="per optimizer step")
-    parser.add_argument("--contestants", nargs="+", choices=[*CONTESTANTS, *EXTRA], default=list(CONTESTANTS))
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--contestants", nargs="+", choices=[*usual, *EXTRA], default=usual)
+    parser.add_argument("--llamafactory", type=Path, metavar="DIR", help="environment of bench/llamafactory.sh")
     parser.add_argument("--grow", action="store_true")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, help="keep every single measure here")
-    options = parser.parse_args()
-    if options.quick:
-        quick = {"repeats": 1, "steps": 4, "warmup": 1, "lengths": [256], "tokens": 1024, "losses": ["answers"]}
-        vars(options).update(quick)
-    if not 1 <= options.warmup < options.steps:
-        parser.error("--warmup must be at least 1 and less than --steps")
+    options = settle(parser, lengths=[256], tokens=1024, losses=["answers"])
     if options.quick and options.grow:
         parser.error("--grow has no quick form: its axes are the real model's")
     return options
@@ -190,36 +97,16 @@ def compare(bench: Bench) -> int:
     ]
     prepared = bench.prepare(workloads)
     rates: list[float] = []
-    measures: dict[str, dict[str, list[Measure | None]]] = {
-        each.name: {name: [] for name in options.contestants} for each in workloads
-    }
-    for _ in range(options.repeats):
+
+    def measure_ceiling() -> None:
         rates.append(bench.ceiling(prepared, workloads[0]))
-        for workload in workloads:
-            for name, so_far in measures[workload.name].items():
-                so_far.append(bench.train(name, workload, prepared))
-                tell_progress(workload, name, so_far[-1])
-                keep(options.json, measures)
+
+    measures = in_turns(bench, workloads, options.contestants, prepared, rest=measure_ceiling)
     print(f"{', '.join(Path(path).name for path in bench.data)}, {prepared.device}, {os.cpu_count()} cores")
     print(f"matrix products: {statistics.median(rates) / 1e9:,.0f} GFLOP/s in {prepared.precision}")
     for workload in workloads:
         tell_workload(workload, prepared, statistics.median(rates), measures[workload.name], first=options.warmup)
-    has_failed = any(None in found for each in measures.values() for found in each.values())
-    return 1 if has_failed else 0
-
-
-def keep(file: Path | None, measures: dict[str, dict[str, list[Measure | None]]]) -> None:
-    if file:
-        plain = {
-            workload: {name: [each and asdict(each) for each in found] for name, found in ways.items()}
-            for workload, ways in measures.items()
-        }
-        file.write_text(json.dumps(plain), "utf-8")
-
-
-def tell_progress(workload: Workload, name: str, measure: Measure | None) -> None:
-    said = "failed" if measure is None else f"{measure.seconds:.1f} s, {measure.peak_bytes / 1e9:.1f} GB"
-    print(f"{workload.name} {name}: {said}", file=sys.stderr, flush=True)
+    return 1 if has_failed(measures) else 0
 
 
 def tell_workload(
@@ -251,12 +138,9 @@ def tell_workload(
     for name, found in finished.items():
         if name != "truetune" and "truetune" in finished:
             tell_ratios(name, found, finished["truetune"])
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The median with its range, right-aligned."""
-    low, middle, high = (format(value, form) for value in (min(values), statistics.median(values), max(values)))
-    return f"  {f'{middle} ({low}-{high})':>22}"
+    for name in CHECKED:
+        if name in finished:
+            tell_counts(name, finished[name], prepared, workload)
 
 
 def loss_off(found: Sequence[Measure], finished: dict[str, list[Measure]]) -> str:
@@ -264,11 +148,6 @@ def loss_off(found: Sequence[Measure], finished: dict[str, list[Measure]]) -> st
     if REFERENCE not in finished:
         return "-"
     return f"{late_loss(found) / late_loss(finished[REFERENCE]) - 1:+.3%}"
-
-
-def late_loss(found: Sequence[Measure]) -> float:
-    """The mean loss of the last half of the steps."""
-    return statistics.fmean(statistics.fmean(each.losses[len(each.losses) // 2 :]) for each in found)
 
 
 def tell_ratios(name: str, other: Sequence[Measure], ours: Sequence[Measure]) -> None:
@@ -283,6 +162,15 @@ def tell_ratios(name: str, other: Sequence[Measure], ours: Sequence[Measure]) ->
         )
     )
     print(f"  truetune next to {name}: {by_clock} times as fast, {by_cpu} by CPU seconds, {memory} of its memory")
+
+
+def tell_counts(name: str, found: Sequence[Measure], prepared: Prepared, workload: Workload) -> None:
+    """What the contestant itself counted next to what was prepared, and its losses: a wrong comparison shows here."""
+    counted = found[-1].counted
+    wanted = {what: prepared.count(workload, what) for what in counted}
+    numbers = ", ".join(f"{number:,} {what}" for what, number in counted.items())
+    verdict = "as prepared" if counted and counted == wanted else f"NOT WHAT WAS PREPARED: {wanted}"
+    print(f"  {name} counted {numbers}: {verdict}; late loss {late_loss(found):.5f}")
 
 
 def operations_per_token(workload: Workload, prepared: Prepared, *, first: int) -> float:
@@ -306,7 +194,8 @@ def operations_per_token(workload: Workload, prepared: Prepared, *, first: int) 
     supervised = prepared.count(workload, "supervised", first=first) / tokens
     attended = prepared.count(workload, "pairs", first=first) / tokens
     head = 4 * hidden * shape["vocab_size"] * supervised
-    return layers * (4 * frozen + 6 * adapter) + head + 12 * layers * wide * attended
+    unneeded = 2 * hidden * (wide + 2 * narrow)
+    return layers * (4 * frozen + 6 * adapter) - unneeded + head + 12 * layers * wide * attended
 
 
 # How time grows.

@@ -60,7 +60,11 @@ def imported_by(words: tuple[str, ...]) -> set[str]:
 
 def test_every_command_that_is_listed_explains_itself() -> None:
     listed = truetune("--help").stdout
-    for command in ("demo", "train", "generate", "chat", "inspect", "init", "doctor"):
+    commands = ("demo", "train", "find-lr", "generate", "chat", "check", "prepare", "inspect", "init", "doctor")
+    assert {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "} == {
+        *commands
+    }
+    for command in commands:
         assert f"    {command} " in listed
         assert truetune(command, "--help").returncode == 0
 

@@ -2,14 +2,13 @@
 
 import argparse
 import difflib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from truetune.environment import set_environment
 from truetune.errors import ConfigError, TruetuneError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ _SIGNAL_STATUS = {"SIGINT": 130, "SIGTERM": 143}
 
 def entry() -> NoReturn:
     """The `truetune` command: runs it and exits with its status."""
-    _set_environment()
+    set_environment()
     sys.exit(main(sys.argv[1:]))
 
 
@@ -43,24 +42,6 @@ def main(arguments: Sequence[str]) -> int:
         # The reader of our output has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _set_environment() -> None:
-    """What must be set before torch and transformers load; the user's own values win."""
-    defaults = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "true",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-        "WANDB_SILENT": "true",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    # The libraries' notes to their own developers: renamed arguments, optional kernels.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 # --- commands ---------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def test_g22_the_guides_names_are_translated_and_told_once(tmp_path: Path) -> No
         ("train_on_inputs=true", "data", "train_on", "all"),
         ("train_on_inputs=false", "data", "train_on", "assistant"),
         ("use_gradient_checkpointing=unsloth", "training", "gradient_checkpointing", True),
+        ("activation_offloading=true", "training", "activation_offloading", True),
         ("bf16=true", "training", "precision", "bf16"),
         ("bf16=false", "training", "precision", "auto"),
         ("bf16=auto", "training", "precision", "auto"),

@@ -9,7 +9,15 @@ import torch
 
 from truetune.errors import BackendError
 from truetune.model import hardware
-from truetune.model.hardware import DTYPES, describe, has_native_bf16, resolve_device, resolve_precision, use_one_gpu
+from truetune.model.hardware import (
+    DTYPES,
+    describe,
+    emulated,
+    has_native_bf16,
+    resolve_device,
+    resolve_precision,
+    use_one_gpu,
+)
 
 
 @pytest.fixture
@@ -49,6 +57,16 @@ def test_bf16_on_a_gpu_without_it_is_refused_and_on_a_cpu_it_is_the_users_choice
     with pytest.raises(BackendError, match="bf16 is not supported by this GPU"):
         resolve_precision("bf16", "cuda")
     assert resolve_precision("bf16", "cpu") == "bf16"
+
+
+def test_g20_bf16_that_a_cpu_emulates_is_said_to_be_slow_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda _: False)
+    said = emulated("bf16", "cpu")
+    assert said
+    assert all(word in said for word in ("bf16", "3 times", "90 times", "auto chooses fp32"))
+    assert emulated("fp32", "cpu") is emulated("bf16", "mps") is None
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda _: True)
+    assert emulated("bf16", "cpu") is None
 
 
 def test_native_bf16_is_what_the_cpu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:

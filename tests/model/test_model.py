@@ -17,7 +17,6 @@ from truetune.model.adapter import adapter_folder, add_adapter
 from truetune.model.hardware import resolve_device, resolve_precision
 from truetune.model.load import (
     ModelOptions,
-    count_parameters,
     load_model,
     read_facts,
     require_optimizer,
@@ -120,7 +119,6 @@ def test_a_base_that_is_stored_quantised_is_loaded_as_it_is(
 
 def test_a_model_is_counted_and_measured_without_its_weights(tiny_base: Path) -> None:
     source = resolve_model(str(tiny_base))
-    assert count_parameters(source) == tiny_model().num_parameters()
     assert read_facts(source).context_length == 4096
     assert fingerprint(source) == fingerprint(source)
     assert fingerprint(ModelSource("org/x", "org/x")) is None

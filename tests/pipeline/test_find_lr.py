@@ -15,10 +15,11 @@ import pytest
 from transformers import TrainerCallback
 
 import truetune
-from conftest import CHATML, arithmetic_rows, byte_tokenizer, write_jsonl
+from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
-from tiny_runs import ROWS, Trained, architecture, job
+from tiny_runs import LORA, ROWS, Trained, architecture, job
 from truetune.console import curve_lines
+from truetune.model.adapter import add_adapter
 from truetune.pipeline.find_lr import RangeTest, compared, range_job
 from truetune.pipeline.find_lr import _train_rising as train_rising
 from truetune.planning.range_test import draw_curve, rising_rates
@@ -74,6 +75,15 @@ def test_each_optimizer_step_is_taken_at_its_rate(tmp_path: Path) -> None:
     assert applied.rates == [{rate} for rate in (*rates, rates[-1])]
     assert rising.losses == trained.logged("loss")
     assert rising.losses == pytest.approx([event.loss for event in trained.heard.steps])
+
+
+def test_each_step_of_lora_plus_is_taken_at_both_of_its_rates(tmp_path: Path) -> None:
+    rates, applied = rising_rates([1e-3], 4), AppliedRates()
+    model = add_adapter(tiny_model(), LORA, seed=0)
+    rising = RisingRate(rates, is_over=lambda _: False)
+    settings = {"model": model, "lr_scheduler_type": "constant", "max_steps": 4, "loraplus_lr_ratio": 16.0}
+    Trained(tmp_path, ROWS, callbacks=[rising, applied], **settings)
+    assert [sorted(each) for each in applied.rates] == [pytest.approx([rate, 16 * rate]) for rate in rates]
 
 
 def test_groups_of_weights_that_learn_faster_keep_their_ratio() -> None:

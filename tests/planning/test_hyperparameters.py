@@ -7,7 +7,6 @@ import pytest
 
 from truetune.planning.hyperparameters import (
     BILLION,
-    gradient_checkpointing,
     learning_rate,
     learning_rate_warning,
     optimizer,
@@ -87,16 +86,6 @@ def test_g22_a_rate_far_outside_is_warned_of_with_the_range_and_the_guides(
 )
 def test_a_usual_rate_is_not_warned_of(method: Literal["lora", "full"], value: float, billions: float) -> None:
     assert learning_rate_warning(method=method, value=value, parameters=int(billions * BILLION)) is None
-
-
-@pytest.mark.parametrize(
-    ("device", "parameters", "expected"),
-    [("cuda", BILLION, True), ("cuda", BILLION - 1, False), ("cpu", 70 * BILLION, False), ("mps", BILLION, False)],
-)
-def test_checkpointing_is_for_large_models_on_gpus(device: str, parameters: int, expected: bool) -> None:
-    choice = gradient_checkpointing(device=device, parameters=parameters)
-    assert choice.value is expected
-    assert choice.reason
 
 
 def test_the_optimizer_needs_no_extra_package_and_steps_as_plain_adamw_does() -> None:

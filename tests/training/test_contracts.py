@@ -6,6 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -15,7 +17,8 @@ from conftest import tiny_model
 from tiny_runs import ROWS, TOKENIZER, job
 from truetune.listener import LogListener
 from truetune.training.monitor import GuardedTracker
-from truetune.training.trl import _CHECKPOINTING, Engine, _arguments, build_engine
+from truetune.training.room import CHECKPOINTING
+from truetune.training.trl import Engine, _arguments, build_engine
 
 OVERRIDDEN = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -64,7 +67,7 @@ def test_sft_config_takes_every_setting_we_send() -> None:
     call = next(
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "SFTConfig"
     )
-    sent = {keyword.arg for keyword in call.keywords if keyword.arg} | {_CHECKPOINTING, f"{_CHECKPOINTING}_kwargs"}
+    sent = {keyword.arg for keyword in call.keywords if keyword.arg} | {CHECKPOINTING, f"{CHECKPOINTING}_kwargs"}
     assert len(sent) > 30
     assert sent <= set(inspect.signature(SFTConfig).parameters)
 
@@ -118,6 +121,46 @@ def test_trainer_writes_the_state_of_a_checkpoint_last() -> None:
     ]
     places = [source.index(part) for part in parts]
     assert places == sorted(places)
+
+
+def test_a_checkpoint_is_still_written_by_a_method_that_takes_a_model_and_a_trial() -> None:
+    assert list(inspect.signature(SFTTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+        "HIP out of memory. Tried to allocate 2.00 GiB.",
+        "MPS backend out of memory (MPS allocated: 17.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …",
+    ],
+)
+def test_accelerate_recognises_a_lack_of_memory(message: str) -> None:
+    assert should_reduce_batch_size(torch.OutOfMemoryError(message))
+    assert should_reduce_batch_size(RuntimeError(message))
+    assert not should_reduce_batch_size(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_accelerate_collects_garbage_before_it_empties_the_cache() -> None:
+    source = inspect.getsource(clear_device_cache)
+    assert source.index("gc.collect()") < source.index("empty_cache()", source.index("gc.collect()"))
+    assert "garbage_collection" in inspect.signature(clear_device_cache).parameters
+
+
+def test_gradient_checkpointing_can_be_switched_on_by_the_name_in_use() -> None:
+    model = tiny_model()
+    assert not getattr(model, f"is_{CHECKPOINTING}")
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+    assert getattr(model, f"is_{CHECKPOINTING}")
+
+
+def test_the_trainer_still_counts_the_tokens_of_a_whole_step(tmp_path: Path) -> None:
+    """Slices could not be added up if each were a mean of its own."""
+    options = {"model": tiny_model(), "tokenizer": TOKENIZER, "train": ROWS, "validation": ()}
+    engine = build_engine(job(tmp_path), listener=LogListener(), **options)
+    batches, count = engine.get_batch_samples(iter(engine.get_train_dataloader()), 2, torch.device("cpu"))
+    assert int(count) == sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
 
 
 def test_accelerate_says_when_loss_scaling_left_a_step_out() -> None:

@@ -63,6 +63,21 @@ def test_g21_evaluating_a_set_takes_no_more_memory_than_a_few_batches(tmp_path: 
     assert growth.bytes < 8 * 33 * MIB
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")
+def test_g21_ten_times_the_rows_take_no_more_memory(tmp_path: Path) -> None:
+    """One batch's logits are 8 MB, and those of 60 rows 490: the room for four batches is the sampling's noise."""
+    row = Tokenized(list(range(1, 129)), [IGNORED, *range(2, 129)])
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, grown = tiny_model(vocab_size=16_000, **sizes), []
+    settings = {"model": model, "eval_strategy": "steps", "eval_steps": 1000, "per_device_eval_batch_size": 1}
+    for rows in (6, 6, 60):  # The first evaluation also loads what the others find.
+        trained = Trained(tmp_path / str(rows), ROWS[:1], validation=[row] * rows, **settings)
+        with peak_growth() as growth:
+            trained.engine.evaluate()
+        grown.append(growth.bytes)
+    assert grown[2] <= 1.15 * max(grown[1], 4 * 8 * MIB)
+
+
 def test_g21_no_logits_are_returned_for_anyone_to_keep(tmp_path: Path) -> None:
     trained = Trained(tmp_path, ROWS[:2], validation=ROWS, eval_strategy="epoch")
     loader = trained.engine.get_eval_dataloader()
@@ -86,7 +101,7 @@ def test_evaluation_is_without_dropout_and_training_with_it_again_afterwards(tmp
         lambda layer, *_: modes.append((layer.training, torch.is_grad_enabled()))
     )
     Trained(tmp_path, ROWS[:4], model=model, validation=ROWS[:2], eval_strategy="steps", eval_steps=1)
-    proof = [(False, False)] * 2  # Of the output layer, before the first step.
+    proof = [(False, False)] * 3  # Of the output layer, before the first step.
     assert modes == [*proof, (False, False), (True, True), (False, False), (True, True), (False, False)]
 
 

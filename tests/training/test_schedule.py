@@ -1,6 +1,10 @@
 """The plan's arithmetic; that the trainer follows it is shown in test_engine.py and tests/pipeline."""
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from truetune.training.schedule import Lengths, is_worth_packing, schedule
 
@@ -32,6 +36,27 @@ def test_accumulation_is_lowered_until_fifty_steps_remain(rows: int, accumulatio
     plan = schedule(rows, lengths)
     assert plan.gradient_accumulation_steps == accumulation
     assert plan.total_steps >= 50 or accumulation == 1
+
+
+@given(
+    sequences=st.integers(1, 10_000),
+    batch=st.integers(1, 64),
+    accumulation=st.one_of(st.just("auto"), st.integers(1, 64)),
+    epochs=st.floats(1e-6, 20),
+    max_steps=st.one_of(st.just(-1), st.integers(1, 1000)),
+    warmup=st.floats(0, 1, exclude_max=True),
+    processes=st.integers(1, 8),
+)
+def test_no_run_has_no_step_or_more_warm_up_than_steps(
+    sequences: int, batch: int, accumulation: Any, epochs: float, max_steps: int, warmup: float, processes: int
+) -> None:
+    plan = schedule(sequences, Lengths(batch, accumulation, epochs, max_steps, warmup, processes))
+    assert plan.total_steps >= 1
+    assert plan.steps_per_epoch >= 1
+    assert 0 <= plan.warmup_steps <= plan.total_steps
+    assert max_steps < 0 or plan.total_steps == max_steps
+    assert plan.effective_batch_size == batch * plan.gradient_accumulation_steps * processes
+    assert (plan.steps_per_epoch - 1) * plan.effective_batch_size < sequences
 
 
 def test_a_run_of_one_step_has_no_warm_up_and_steps_are_taken_as_given() -> None:

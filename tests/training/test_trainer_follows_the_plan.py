@@ -10,6 +10,7 @@ import torch
 
 from conftest import tiny_model
 from tiny_runs import C1, ROWS, Trained, row
+from truetune.data.examples import IGNORED
 from truetune.data.packing import pack
 from truetune.training.schedule import Lengths, schedule
 
@@ -76,11 +77,39 @@ def test_g18_max_steps_is_exact_packed_or_not(tmp_path: Path, is_packed: bool) -
         Lengths(16, 4, num_train_epochs=3, max_steps=-1, warmup_steps=0.1),
         Lengths(2, "auto", num_train_epochs=1, max_steps=-1, warmup_steps=0.03),
         Lengths(4, 2, num_train_epochs=1, max_steps=5, warmup_steps=2),
+        Lengths(2, 2, num_train_epochs=0.01, max_steps=-1, warmup_steps=0.03),
+        Lengths(2, 4, num_train_epochs=2.5, max_steps=-1, warmup_steps=0.1),
+        Lengths(16, 1, num_train_epochs=0.01, max_steps=-1, warmup_steps=0),
+        Lengths(1, 4, num_train_epochs=3, max_steps=7, warmup_steps=0.3),
     ],
     ids=str,
 )
 def test_the_trainer_takes_the_planned_steps_at_the_planned_rates(tmp_path: Path, lengths: Lengths) -> None:
     follow(tmp_path, ROWS[:11], lengths)
+
+
+SMALL_SETS = [
+    Lengths(2, 4, num_train_epochs=3, max_steps=-1, warmup_steps=0.03),
+    Lengths(2, "auto", num_train_epochs=1.5, max_steps=-1, warmup_steps=0.5),
+    Lengths(1, 1, num_train_epochs=0.01, max_steps=-1, warmup_steps=0.03),
+    Lengths(2, 2, num_train_epochs=1, max_steps=3, warmup_steps=1),
+]
+
+
+@pytest.mark.parametrize("lengths", SMALL_SETS, ids=str)
+def test_one_row_is_trained_as_planned(tmp_path: Path, lengths: Lengths) -> None:
+    trained = follow(tmp_path, ROWS[:1], lengths)
+    assert trained.result.steps >= 1
+    assert trained.result.tokens == trained.result.steps * len(ROWS[0].input_ids)
+
+
+@pytest.mark.parametrize("lengths", SMALL_SETS, ids=str)
+def test_packs_of_uneven_fill_are_trained_as_planned(tmp_path: Path, lengths: Lengths) -> None:
+    packs = pack(ROWS[:7], max_length=120)
+    assert len({len(each.seq_lengths) for each in packs}) > 1
+    trained = follow(tmp_path, packs, lengths)
+    if lengths.max_steps < 0 and lengths.num_train_epochs == 3:
+        assert trained.result.tokens == 3 * sum(len(each.input_ids) for each in ROWS[:7])
 
 
 def test_every_row_is_read_once_an_epoch_and_in_another_order(tmp_path: Path) -> None:
@@ -99,29 +128,37 @@ def test_another_seed_reads_the_rows_in_another_order_and_the_same_seed_in_the_s
     assert first != other
 
 
-def test_the_last_incomplete_group_counts_with_its_own_tokens(tmp_path: Path) -> None:
-    """Five rows in groups of four: the fifth is a step by itself, and weighs as much as the four."""
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_last_incomplete_group_counts_with_its_own_tokens(tmp_path: Path, is_packed: bool) -> None:
+    """Five sequences in groups of four: the fifth is a step by itself, and weighs as much as the four."""
     settings = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "learning_rate": 1e-2}
-    trained = Trained(
-        tmp_path / "a", ROWS[:5], per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings
-    )
+    rows: Any = pack(ROWS[:9], max_length=100) if is_packed else ROWS[:5]
+    assert len(rows) == 5
+    trained = Trained(tmp_path / "a", rows, per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
     assert trained.result.steps == 2
     model = tiny_model()
-    read = trained.read()
-    by_ids = {tuple(each.input_ids): each for each in ROWS[:5]}
+    by_ids = {tuple(each.input_ids): each for each in rows}
+    read = [by_ids[ids] for ids in trained.read()]
     for group in (read[:4], read[4:]):
-        losses = []
-        for ids in group:
-            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-            labels = torch.tensor(by_ids[ids].labels[1:])
-            losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        supervised = sum(by_ids[ids].supervised for ids in group)
-        gradients = torch.autograd.grad(torch.stack(losses).sum() / supervised, list(model.parameters()))
+        loss = torch.stack([_summed_loss(model, each) for each in group]).sum()
+        supervised = sum(label != IGNORED for each in group for label in each.labels)
+        gradients = torch.autograd.grad(loss / supervised, list(model.parameters()))
         with torch.no_grad():
             for value, gradient in zip(model.parameters(), gradients, strict=True):
                 value -= 1e-2 * gradient
     for ours, plain in zip(trained.model.parameters(), model.parameters(), strict=True):
         assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-7)
+
+
+def _summed_loss(model: Any, sequence: Any) -> torch.Tensor:
+    """The loss of all supervised tokens, each sample by itself."""
+    ids, labels = torch.tensor(sequence.input_ids), torch.tensor(sequence.labels)
+    lengths = getattr(sequence, "seq_lengths", [len(ids)])
+    losses = [
+        torch.nn.functional.cross_entropy(model(input_ids=each[None]).logits[0, :-1], its[1:], reduction="sum")
+        for each, its in zip(ids.split(lengths), labels.split(lengths), strict=True)
+    ]
+    return torch.stack(losses).sum()
 
 
 @pytest.mark.parametrize(("processes", "micro_batches", "steps"), [(1, 50, 17), (4, 13, 5)])

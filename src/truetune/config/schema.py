@@ -216,7 +216,12 @@ class TrainingConfig(_Section):
     adam_beta1: Share = Field(0.9, description="AdamW's beta1")
     adam_beta2: Share = Field(0.999, description="AdamW's beta2")
     adam_epsilon: Positive = Field(1e-8, description="AdamW's epsilon")
-    gradient_checkpointing: Auto | bool = Field("auto", description="trade compute for memory")
+    gradient_checkpointing: Auto | bool = Field(
+        "auto", description="trade compute for memory; auto: where the run would not fit without"
+    )
+    activation_offloading: bool = Field(
+        False, description="keep activations in the CPU's memory until they are needed; for a CUDA GPU"
+    )
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _spelled(_PRECISIONS)] = Field(
         "auto", description="how it computes; auto: bf16 where the hardware does it natively"
     )

@@ -6,11 +6,13 @@ taken only where it proves, on numbers, to do what the model's own does; names a
 """
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from truetune.model.fused_lora import FusedLinear, LoraParts, lora_backward, lora_forward
 
@@ -36,38 +38,63 @@ def _equal_block(theirs: nn.Module) -> nn.Module | None:
 
 
 def _candidates(theirs: nn.Module) -> Iterator[nn.Module]:
-    children = dict(theirs.named_children())
-    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+    children, own = dict(theirs.named_children()), dict(theirs.named_parameters(recurse=False))
+    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not own:
         yield GatedMLP(**children)
     epsilon = getattr(theirs, "variance_epsilon", getattr(theirs, "eps", None))
-    if "RMSNorm" in type(theirs).__name__ and isinstance(epsilon, float):
-        for plus, is_wide in product((0, 1), (False, True)):
-            yield RMSNorm(theirs.weight, epsilon, plus, is_wide=is_wide)
+    # Bamba's and Mamba 2's take a gate as well, which they can do without.
+    takes_rows_only = len(signature(theirs.forward).parameters) == 1
+    if (
+        "RMSNorm" in type(theirs).__name__
+        and isinstance(epsilon, float)
+        and set(own) == {"weight"}
+        and takes_rows_only
+    ):
+        for plus, is_wide in ((0, False), (0, True), (1, True)):
+            yield RMSNorm(own["weight"], epsilon, plus, is_wide=is_wide)
 
 
 def _does_the_same(ours: nn.Module, theirs: nn.Module) -> bool:
-    """True if outputs and gradients of both are the same but for rounding."""
-    weight = next(theirs.parameters())
-    size = weight.shape[-1] if weight.dim() == 1 else theirs.gate_proj.in_features
+    """True if the outputs of both are equal, in any dtype that comes up, and the gradients but for rounding."""
     try:
-        found, expected = _tried(ours, size, weight), _tried(theirs, size, weight)
+        return all(
+            _is_same(_tried(ours, rows, weights), _tried(theirs, rows, weights)) for rows, weights in _trials(ours)
+        )
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
-    # Half a unit in the last place in the output: the same operations. The gradient's come in another order.
-    rounding = torch.finfo(found[0].dtype).eps
-    return all(
-        mine.dtype == its.dtype and bool((mine - its).norm() <= share * rounding * its.norm())
-        for mine, its, share in zip(found, expected, (0.5, 4.0), strict=True)
-    )
 
 
-def _tried(block: nn.Module, size: int, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The block's output and its input's gradient, of a few random rows, small ones among them: they show epsilon."""
+def _is_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+    (made, gradient), (its, its_gradient) = found, expected
+    # The gradient's operations come in another order. Row by row: small rows have large gradients.
+    rounding = 4.0 * torch.finfo(gradient.dtype).eps
+    error, size = (gradient - its_gradient).norm(dim=-1), its_gradient.norm(dim=-1)
+    return made.dtype == its.dtype and torch.equal(made, its) and bool((error <= rounding * size).all())
+
+
+def _trials(ours: nn.Module) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Random rows, small ones among them, which show epsilon, and the weights to try a block with.
+
+    A norm's are drawn, since a fresh model's show nothing; under autocast they meet rows of another dtype.
+    """
     draw = torch.Generator().manual_seed(0)
+    weight = next(ours.parameters())
+    size = ours.gate_proj.in_features if isinstance(ours, GatedMLP) else len(weight)
     rows = torch.randn(6, size, generator=draw) * torch.tensor([1.0, 4.0, 0.1, 1e-2, 1e-3, 1.0]).unsqueeze(1)
-    rows = rows.to(weight.device, weight.dtype if weight.is_floating_point() else torch.bfloat16).requires_grad_()
-    made = block(rows)
-    (gradient,) = torch.autograd.grad(made, rows, torch.randn(made.shape, generator=draw).to(made))
+    if isinstance(ours, GatedMLP):
+        yield rows.to(weight.device, weight.dtype if weight.is_floating_point() else torch.bfloat16), {}
+        return
+    drawn = torch.randn(size, generator=draw)
+    for of_rows, of_weight in product((torch.float32, torch.bfloat16), repeat=2):
+        yield rows.to(weight.device, of_rows), {"weight": drawn.to(weight.device, of_weight)}
+
+
+def _tried(block: nn.Module, rows: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The block's output and its input's gradient."""
+    rows = rows.detach().requires_grad_()
+    made = functional_call(block, weights, (rows,))
+    upstream = torch.randn(made.shape, generator=torch.Generator().manual_seed(1)).to(made)
+    (gradient,) = torch.autograd.grad(made, rows, upstream)
     return made, gradient
 
 
@@ -96,7 +123,7 @@ class _RMSNorm(torch.autograd.Function):
         ctx.plus = plus
         if is_wide:
             return normed.mul_(weight.float() + plus).to(x.dtype)
-        return normed.to(x.dtype) * (weight + plus if plus else weight)
+        return normed.to(x.dtype) * weight
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -102,7 +102,7 @@ class ModelFacts:
 
 def read_facts(source: ModelSource, *, trust_remote_code: bool = False) -> ModelFacts:
     """The facts, read without weights."""
-    config = _config(source, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFacts(str(config.model_type), int(length) if length else None, _stored_quantization(config))
 
@@ -116,18 +116,8 @@ def _stored_quantization(config: Any) -> Quantization:
     return "4bit" if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "8bit"
 
 
-def count_parameters(source: ModelSource, *, trust_remote_code: bool = False) -> int:
-    """The model's weights, counted on an empty copy: nothing is loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = _config(source, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return int(model.num_parameters())
-
-
-def _config(source: ModelSource, *, trust_remote_code: bool) -> Any:
+def read_config(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
+    """transformers' configuration of the model. BackendError if it cannot be read."""
     from transformers import AutoConfig
 
     try:

@@ -60,6 +60,8 @@ def _against(config: Config, situation: Situation) -> Iterator[str]:
     targets = config.adapter.target_modules
     if config.adapter.method == "lora" and isinstance(targets, str) and targets != "all-linear":
         yield "adapter.target_modules must be all-linear or a list for it, not a regular expression"
+    if config.training.activation_offloading:
+        yield "training.activation_offloading is TRL's"
     if kinds := lora_kinds(config.adapter):
         yield f"adapter.{kinds[0]} trains with TRL only"
 

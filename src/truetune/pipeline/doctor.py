@@ -1,13 +1,13 @@
 """`truetune doctor`: what this machine and its environment can do, and what is wrong with them."""
 
 import importlib
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truetune.environment import spinning_threads, usable_threads
 from truetune.model.hardware import describe, resolve_device, resolve_precision
 from truetune.model.source import cache_directory, metadata_has
 from truetune.pipeline.machine import versions
@@ -85,10 +85,21 @@ def _gigaflops(dtype: Any, device: str) -> float:
     return 2 * _MATRIX**3 * _REPEATS / (time.perf_counter() - started) / 1e9
 
 
+def _too_many_threads() -> str | None:
+    import torch
+
+    count, usable = torch.get_num_threads(), usable_threads()
+    if count <= usable:
+        return None
+    return f"{count} threads compute and {usable} can run at once: set OMP_NUM_THREADS={usable}"
+
+
 def _warnings() -> list[str]:
     found = []
-    if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
-        found.append("OMP_WAIT_POLICY is not PASSIVE: on a busy CPU, training may run ten times slower")
+    if problem := spinning_threads():
+        found.append(problem)
+    if problem := _too_many_threads():
+        found.append(problem)
     if metadata_has("torchvision") and (problem := _import_problem("torchvision")):
         found.append(f"{problem}, or uninstall it: truetune does not need it")
     return found

@@ -14,7 +14,7 @@ from truetune.listener import Listener, LogListener
 from truetune.pipeline.backends import open_session
 from truetune.pipeline.check import tell_data, tell_split
 from truetune.pipeline.machine import Machine, ask_machine, model_request
-from truetune.pipeline.plan import plan_run, train_job
+from truetune.pipeline.plan import plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import Formatting, require_sources
 from truetune.planning.hyperparameters import learning_rate, learning_rate_warning
@@ -165,19 +165,8 @@ class _RangeTraining:
         max_length = self.prepared.report.stats["max_length"]
         model = session.load(model_request(self.plan.config, self.machine, max_length=max_length))
         if not model.isolates:
-            self._give_up_packs()
+            self.plan = plan_without_packs(self.config, self.machine, self.prepared, self.listener)
         return model.isolates
-
-    def _give_up_packs(self) -> None:
-        if self.config.data.packing is True:
-            raise BackendError(
-                "data.packing: this model's attention lets packed samples see each other",
-                hint="set data.packing to false: its rows are then padded instead",
-            )
-        self.listener.warn("this model does not keep concatenated rows apart: rows are padded instead")
-        data = self.config.data.model_copy(update={"packing": False})
-        unpacked = self.config.model_copy(update={"data": data})
-        self.plan = plan_run(unpacked, machine=self.machine, prepared=self.prepared)
 
     def _train(self, session: Session, folder: Path, *, isolates: bool, steps: int | None) -> RangeTest:
         from truetune.training.range_test import RisingRate

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from truetune.config.schema import Config
+from truetune.environment import set_computing, spinning_threads
 from truetune.errors import BackendError, ConfigError
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
@@ -13,6 +14,8 @@ from truetune.model.hardware import (
     Device,
     Precision,
     describe,
+    emulated,
+    free_memory,
     resolve_device,
     resolve_precision,
     use_one_gpu,
@@ -21,11 +24,11 @@ from truetune.model.load import (
     ModelFacts,
     ModelOptions,
     Quantization,
-    count_parameters,
     read_facts,
     require_optimizer,
     require_quantization,
 )
+from truetune.model.shape import ModelShape, read_shape
 from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
@@ -37,7 +40,10 @@ _OPTIONAL = ("unsloth",)
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the config meets here: device and precision, the model's source and tokenizer, the engine that trains."""
+    """What the config meets here: device and precision, the model's source and tokenizer, the engine that trains.
+
+    `free_memory` is what the device has left before the model loads, in bytes; None where it does not say.
+    """
 
     device: Device
     precision: Precision
@@ -45,11 +51,16 @@ class Machine:
     source: ModelSource
     tokenizer: Any
     facts: ModelFacts
-    parameters: int
+    shape: ModelShape
+    free_memory: int | None
     num_processes: int
     fingerprint: str | None
     backend: Backend
     backend_reason: str
+
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters
 
     def as_record(self, model: LoadedModel) -> dict[str, Any]:
         """What run.json keeps about model and machine."""
@@ -84,10 +95,20 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
     require_trackers(config.logging.report_to)
     require_quantization(_asked_quantization(config))
     require_optimizer(config.training.optim)
+    set_computing()
     device = resolve_device(config.model.device)
+    if config.training.activation_offloading and device != "cuda":
+        raise BackendError(
+            f"training.activation_offloading needs a CUDA GPU (this run is on {device})",
+            hint="leave it out; where memory is short, set training.gradient_checkpointing to true",
+        )
+    if device == "cpu" and (problem := spinning_threads()):
+        listener.warn(problem)
     if device == "cuda" and (said := use_one_gpu()):
         listener.say(said)
     precision = resolve_precision(config.training.precision, device)
+    if problem := emulated(precision, device):
+        listener.warn(problem)
     if precision == "fp16" and config.adapter.method == "full" and config.model.dtype == "float16":
         raise BackendError(
             "model.dtype: float16 weights cannot be trained in fp16", hint="leave model.dtype on auto (float32)"
@@ -105,7 +126,8 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
         source=source,
         tokenizer=load_tokenizer(source, trust_remote_code=trust),
         facts=facts,
-        parameters=count_parameters(source, trust_remote_code=trust),
+        shape=read_shape(source, trust_remote_code=trust),
+        free_memory=free_memory(device),
         num_processes=num_processes,
         fingerprint=fingerprint(source),
         backend=backend,
@@ -161,11 +183,15 @@ def model_request(config: Config, machine: Machine, *, max_length: int) -> Model
     )
 
 
+def stored_dtype(config: Config, precision: Precision) -> str:
+    """torch's name of the base's dtype: a frozen one is stored as it computes, weights that train are fp32."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return DTYPES[precision] if config.adapter.method == "lora" else "float32"
+
+
 def _model_options(config: Config, machine: Machine) -> ModelOptions:
-    """A frozen base is stored as it computes; weights that train are fp32 unless asked otherwise."""
-    dtype: str = config.model.dtype
-    if dtype == "auto":
-        dtype = DTYPES[machine.precision] if config.adapter.method == "lora" else "float32"
+    dtype = stored_dtype(config, machine.precision)
     options = ModelOptions(dtype, machine.device, machine.quantization, config.model.trust_remote_code)
     return replace(options, is_stored_quantized=machine.facts.quantization != "none")
 

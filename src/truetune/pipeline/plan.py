@@ -7,7 +7,10 @@ from pathlib import Path
 from truetune.config.schema import Config
 from truetune.data.examples import Packed, Tokenized
 from truetune.data.packing import PackedRows, pack
-from truetune.pipeline.machine import Machine
+from truetune.data.store import StoredRows
+from truetune.errors import BackendError
+from truetune.listener import Listener
+from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.hyperparameters import (
     Choice,
@@ -16,6 +19,7 @@ from truetune.planning.hyperparameters import (
     learning_rate_warning,
     optimizer,
 )
+from truetune.planning.memory import Workload, estimate, tokens_at_a_time
 from truetune.training.job import TrainJob
 from truetune.training.schedule import Lengths, Schedule, is_worth_packing, schedule
 
@@ -49,11 +53,24 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     sequences = _sequences(config, prepared, lengths)
     steps = schedule(len(sequences), lengths)
     is_packed = isinstance(sequences, PackedRows)
-    choices = tuple(_choices(config, machine, steps, is_packed=is_packed))
+    work = _workload(config, machine, prepared, is_packed=is_packed)
+    choices = tuple(_choices(config, machine, steps, work, is_packed=is_packed))
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)
     warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
     return RunPlan(resolved, sequences, steps, choices, warning)
+
+
+def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDataset, listener: Listener) -> RunPlan:
+    """The plan for a loaded model that lets concatenated rows see each other. BackendError if they must be packed."""
+    if config.data.packing is True:
+        raise BackendError(
+            "data.packing: this model's attention lets packed samples see each other",
+            hint="set data.packing to false: its rows are then padded instead",
+        )
+    listener.warn("this model does not keep concatenated rows apart: rows are padded instead")
+    data = config.data.model_copy(update={"packing": False})
+    return plan_run(config.model_copy(update={"data": data}), machine=machine, prepared=prepared)
 
 
 def keep_decisions(config: Config, before: Config) -> Config:
@@ -79,7 +96,40 @@ def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> S
     return packs if packing is True or is_worth_packing(len(packs), lengths) else prepared.train
 
 
-def _choices(config: Config, machine: Machine, steps: Schedule, *, is_packed: bool) -> list[Choice]:
+def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is_packed: bool) -> Workload:
+    """What the run asks of memory."""
+    from truetune.training.slices import TOKENS
+
+    adapter, training, shape = config.adapter, config.training, machine.shape
+    is_lora = adapter.method == "lora"
+    longest = _longest(prepared.train)
+    whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
+    return Workload(
+        device=machine.device,
+        trained=shape.adapter_weights(adapter.r, adapter.target_modules) + whole if is_lora else shape.parameters,
+        are_adapters=is_lora,
+        adapter_rank=adapter.r if is_lora else 0,
+        dtype=stored_dtype(config, machine.precision),
+        quantization=machine.quantization,
+        precision=machine.precision,
+        optim=training.optim,
+        offloads=training.activation_offloading,
+        tokens=tokens_at_a_time(
+            limit=TOKENS.get(machine.device),
+            batch=training.per_device_train_batch_size,
+            sequence=prepared.report.stats["max_length"] if is_packed else longest,
+            longest=longest,
+        ),
+        longest=longest,
+    )
+
+
+def _longest(rows: Sequence[Tokenized]) -> int:
+    lengths = rows.lengths if isinstance(rows, StoredRows) else [len(row.input_ids) for row in rows]
+    return int(max(lengths))
+
+
+def _choices(config: Config, machine: Machine, steps: Schedule, work: Workload, *, is_packed: bool) -> list[Choice]:
     """A decision for each setting left to `auto`."""
     training = config.training
     is_quantized = machine.quantization != "none"
@@ -94,7 +144,11 @@ def _choices(config: Config, machine: Machine, steps: Schedule, *, is_packed: bo
             "training.gradient_accumulation_steps", steps.gradient_accumulation_steps, accumulation
         ),
         "optim": optimizer(),
-        "gradient_checkpointing": gradient_checkpointing(device=machine.device, parameters=machine.parameters),
+        "gradient_checkpointing": gradient_checkpointing(
+            estimate(machine.shape, work, checkpointing=False),
+            estimate(machine.shape, work, checkpointing=True),
+            free=machine.free_memory,
+        ),
     }
     choices = [choice for name, choice in decided.items() if getattr(training, name) == "auto"]
     return [*choices, Choice("data.packing", is_packed, packing)] if config.data.packing == "auto" else choices
@@ -138,6 +192,7 @@ def train_job(
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_epsilon,
         gradient_checkpointing=bool(training.gradient_checkpointing),
+        activation_offloading=training.activation_offloading,
         precision=machine.precision,
         device=machine.device,
         seed=training.seed,

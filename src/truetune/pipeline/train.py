@@ -13,11 +13,12 @@ from truetune.data.examples import Record
 from truetune.errors import BackendError, CheckpointError, ConfigError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
+from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
 from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import tell_data, tell_split
 from truetune.pipeline.machine import Machine, ask_machine, model_request
-from truetune.pipeline.plan import keep_decisions, plan_run, train_job
+from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import Formatting, Rows, require_sources, shaped_records, training_files
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
@@ -165,8 +166,9 @@ class _Training:
     def load(self, session: Session) -> LoadedModel:
         """The model; packs are given up if it does not keep concatenated rows apart."""
         machine, engine = self.machine, "" if self.machine.backend == "trl" else " with Unsloth"
+        by = f" with {threads()}" if machine.device == "cpu" else ""
         self.listener.say(
-            f"loading {machine.source.name} on {machine.device}{engine}, computing in {machine.precision}"
+            f"loading {machine.source.name} on {machine.device}{engine}, computing in {machine.precision}{by}"
         )
         max_length = self.prepared.report.stats["max_length"]
         model = session.load(model_request(self.plan.config, machine, max_length=max_length))
@@ -174,7 +176,7 @@ class _Training:
         self.listener.say(f"{model.trained_weights:,} of {model.weights:,} weights are trained ({share:.2%})")
         self._tell_coverage(model)
         if not model.isolates:
-            self._give_up_packs()
+            self.plan = plan_without_packs(self.config, machine, self.prepared, self.listener)
         return model
 
     def _tell_coverage(self, model: LoadedModel) -> None:
@@ -186,18 +188,6 @@ class _Training:
                 f"adapter.target_modules: no adapter on the experts ({', '.join(model.missed_experts)}), which hold "
                 "most of this model's weights; all-linear reaches them, or adapter.target_parameters"
             )
-
-    def _give_up_packs(self) -> None:
-        if self.config.data.packing is True:
-            raise BackendError(
-                "data.packing: this model's attention lets packed samples see each other",
-                hint="set data.packing to false: its rows are then padded instead",
-            )
-        self.listener.warn("this model does not keep concatenated rows apart: rows are padded instead")
-        data = self.config.data.model_copy(update={"packing": False})
-        self.plan = plan_run(
-            self.config.model_copy(update={"data": data}), machine=self.machine, prepared=self.prepared
-        )
 
     def train(self, session: Session, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
         """Trains, then saves and verifies; run.json says at any time how far it came."""

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from truetune.planning.memory import Memory
+
 BILLION = 1_000_000_000
+_SPARE = 1.25
+"""How much more than its estimate a run may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,24 @@ def learning_rate(*, method: Literal["lora", "full"], parameters: int, is_quanti
     )
 
 
-def gradient_checkpointing(*, device: str, parameters: int) -> Choice:
-    """Trades a third more compute for memory, where memory is scarce."""
-    if device == "cuda" and parameters >= BILLION:
-        return Choice(
-            "training.gradient_checkpointing", True, "a model of 1B or more on a GPU: activations are large"
-        )
-    return Choice("training.gradient_checkpointing", False, f"{device}, a small model: memory is not what runs out")
+def gradient_checkpointing(kept: Memory, checkpointed: Memory, *, free: int | None) -> Choice:
+    """Trades a third more compute for memory where a run that keeps its activations would not fit into what is free.
+
+    A quarter is left over: the estimates are good to that.
+    """
+    name, needs = "training.gradient_checkpointing", f"needs about {_gigabytes(kept.peak)}"
+    if free is None:
+        return Choice(name, False, f"{needs}; what is free is not known here")
+    needs = f"{needs} of {_gigabytes(free)} free"
+    if kept.peak * _SPARE <= free:
+        return Choice(name, False, needs)
+    needs = f"{needs}, {_gigabytes(checkpointed.peak)} with checkpointing"
+    return Choice(name, True, needs if checkpointed.peak <= free else f"{needs}: it may run out of memory")
+
+
+def _gigabytes(count: int) -> str:
+    size = count / 1e9
+    return f"{size:.1f} GB" if size < 10 else f"{size:.0f} GB"
 
 
 def optimizer() -> Choice:

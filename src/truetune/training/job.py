@@ -45,6 +45,7 @@ class TrainJob:
     report_to: tuple[str, ...]
     run_name: str | None
     is_padding_free: bool
+    activation_offloading: bool = False
     loraplus_lr_ratio: float | None = None
     resume_from: Path | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-CHUNK = 256
+CHUNK = 128
 """Tokens whose logits are held at a time."""
 
 

@@ -4,11 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PreTrainedModel
 
 from truetune.errors import first_line
 from truetune.training.slices import Batch, largest
 
 Result = TypeVar("Result")
+
+# transformers 5.24 renamed it, in settings and models; under the old name both warn.
+_RENAMED = "activation_checkpointing"
+CHECKPOINTING = _RENAMED if hasattr(PreTrainedModel, f"{_RENAMED}_enable") else "gradient_checkpointing"
 
 
 class Room:
@@ -22,26 +27,42 @@ class Room:
         self.tokens = tokens if can_be_cut else None
         self._can_be_cut = can_be_cut
 
-    def give_way(self, model: Any, batches: Sequence[Batch]) -> str | None:
+    def give_way(self, batches: Sequence[Batch], *, model: Any) -> str | None:
         """Takes the next measure against a lack of memory and says it; None if there is no more.
 
-        The slices are halved until they are single samples; then activations are computed twice instead of kept.
+        The slices are halved until they are single samples; then the model's activations are computed twice instead
+        of kept. `model` is None where none are kept.
         """
         before = largest(batches, self.tokens)
-        if self._can_be_cut and largest(batches, before // 2) < before:
-            self.tokens = before // 2
-            return f"about {self.tokens:,} tokens at a time instead of {before:,}"
-        if not model.is_gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self._can_be_cut and (fewer := _fewer_tokens(batches, before)):
+            self.tokens = fewer
+            return f"about {fewer:,} tokens at a time instead of {before:,}"
+        if model is not None and _recompute(model):
             return "gradient checkpointing, which takes a third longer"
         return None
 
 
-def attempt(compute: Callable[[], Result]) -> tuple[Result, None] | tuple[None, str]:
-    """The result, or the reason why memory ran out; by then nothing holds on to what was computed."""
-    try:
-        return compute(), None
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-            raise
-        return None, first_line(error)
+def _fewer_tokens(batches: Sequence[Batch], before: int) -> int | None:
+    """Half as many tokens at a time, or a quarter: cuts lie near even places, and a quarter cuts any two samples."""
+    return next((tokens for tokens in (before // 2, before // 4) if largest(batches, tokens) < before), None)
+
+
+def _recompute(model: Any) -> bool:
+    """Switches gradient checkpointing on; False where it is on, or the model has none."""
+    if getattr(model, f"is_{CHECKPOINTING}") or not model.supports_gradient_checkpointing:
+        return False
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+    return True
+
+
+def persist(compute: Callable[[], Result], give_way: Callable[[str], None]) -> Result:
+    """The result; wherever memory runs out, `give_way` hears why, and it is computed again."""
+    while True:
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            failure = first_line(error)
+        # Not in the except clause, where the error still holds all that was computed.
+        give_way(failure)

@@ -10,18 +10,20 @@ import torch
 
 Batch = dict[str, torch.Tensor]
 
-TOKENS: dict[str, int | None] = {"cpu": 1024}
-"""About how many tokens are computed at a time. A CPU gains nothing from more; a GPU takes all it is given."""
+TOKENS: dict[str, int | None] = {"cpu": 512}
+"""About how many tokens are computed at a time: a CPU gains little from more, a GPU takes all it is given."""
 
 
 def slices(batch: Batch, tokens: int | None) -> list[Batch]:
-    """The batch cut between samples into slices of about so many tokens; whole if None.
+    """The batch cut between samples into slices of about so many tokens; whole if None or not much more than that.
 
     `batch` holds tensors of (rows, tokens): padded rows, or one row of samples end to end whose `position_ids`
     restart. Slices of padded rows are padded to their own longest.
     """
     ids = batch["input_ids"]
-    count = max(1, round(ids.numel() / tokens)) if tokens else 1
+    count = round(ids.numel() / tokens) if tokens else 1
+    if count <= 1:  # Reading where samples end would wait for a GPU.
+        return [batch]
     if len(ids) == 1:
         edges = pairwise(_cuts(_sample_lengths(batch), count))
         return [{name: each[:, first:last] for name, each in batch.items()} for first, last in edges]

@@ -26,12 +26,12 @@ class Step:
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
         self._sums: dict[str, torch.Tensor] = {}
-        self._restore_random = _random_state()
+        self._restore_random = random_state()
 
     def begin(self, batch: dict[str, Any]) -> None:
         """A batch more; with the first one, the random state is kept."""
         if not self.batches:
-            self._restore_random = _random_state()
+            self._restore_random = random_state()
         self.batches.append(batch)
 
     def add(self, **values: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ class Step:
         return loss, Counts(*map(int, counts))
 
 
-def _random_state() -> Callable[[], None]:
+def random_state() -> Callable[[], None]:
     """A function that takes torch's random numbers back to where they are now."""
     on_cpu = torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

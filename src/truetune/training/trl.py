@@ -35,16 +35,12 @@ from truetune.training.monitor import (
     guarded_trackers,
     tell_step,
 )
-from truetune.training.room import Room, attempt
+from truetune.training.room import CHECKPOINTING, Room, persist
 from truetune.training.slices import TOKENS, largest, slices
-from truetune.training.step import Counts, Step
+from truetune.training.step import Counts, Step, random_state
 
 Scores: TypeAlias = FusedCausalLMOutput
 """What a batch scores: log_probs, is_top1 and label_mask of every next token, and a mixture's aux_loss."""
-
-# transformers 5.24 renamed the argument; under the old name it warns.
-_RENAMED = "activation_checkpointing"
-_CHECKPOINTING = _RENAMED if _RENAMED in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"
 
 
 class Engine(SFTTrainer):
@@ -65,6 +61,7 @@ class Engine(SFTTrainer):
         self._guard = NonFiniteGuard()
         self._guarded_step = 0
         self._step = Step()
+        self._restore_random = random_state()
         self._logged = Counts()
         can_be_cut = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
         self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut)
@@ -118,17 +115,17 @@ class Engine(SFTTrainer):
         """
         self.watch.begin()
         self._step.begin(inputs)
+        batches = [inputs]
 
-        def learn(batches: Sequence[dict[str, Any]]) -> Any:
-            return [self._learn(model, batch, num_items_in_batch) for batch in batches][-1]
-
-        loss, failure = attempt(lambda: learn([inputs]))
-        while failure:
+        def start_over(failure: str) -> None:
             self._step.start_over()
             model.zero_grad()
-            self._give_way(failure, self._step.batches)
-            loss, failure = attempt(lambda: learn(self._step.batches))
-        return loss
+            batches[:] = self._step.batches
+            # Of several processes none can start over alone: the others wait for its gradient.
+            learner = self.model if self.accelerator.num_processes == 1 else None
+            self._give_way(failure, batches, f"step {self.state.global_step + 1}", model=learner)
+
+        return persist(lambda: [self._learn(model, each, num_items_in_batch) for each in batches][-1], start_over)
 
     def _learn(self, model: Any, batch: dict[str, Any], count: Any) -> Any:
         losses = [super(Engine, self).training_step(model, each, count) for each in slices(batch, self._room.tokens)]
@@ -136,29 +133,31 @@ class Engine(SFTTrainer):
         self._step.add(loss=loss)
         return loss
 
-    def _give_way(self, failure: str, batches: Sequence[dict[str, Any]]) -> None:
+    def _give_way(self, failure: str, batches: Sequence[dict[str, Any]], place: str, *, model: Any) -> None:
         """Makes room for the batches; BackendError where nothing is left to do, with the last step saved."""
         clear_device_cache(garbage_collection=True)
-        step, before = self.state.global_step + 1, largest(batches, self._room.tokens)
-        measure = self._room.give_way(self.model, batches)
+        before = largest(batches, self._room.tokens)
+        measure = self._room.give_way(batches, model=model)
         if measure is None:
             raise BackendError(
-                f"out of memory in step {step}, at {before:,} tokens at a time with gradient checkpointing: {failure}"
-                + self._save_last_step(),
-                hint="lower data.max_length or adapter.r, set model.load_in_4bit, or take a machine with more memory",
+                f"out of memory in {place}, at {before:,} tokens at a time: {failure}{self._save_last_step()}",
+                hint="lower training.per_device_train_batch_size, data.max_length or adapter.r, set "
+                "model.load_in_4bit, or take a machine with more memory",
             )
         self.listener.warn(
-            f"out of memory in step {step} ({failure}): computed again, and all that follows, with {measure}; "
+            f"out of memory in {place} ({failure}): computed again, and all that follows, with {measure}; "
             "the rows of a step and its gradient stay the same"
         )
 
     def _save_last_step(self) -> str:
-        """A checkpoint of the last step, if there was one; says so."""
+        """A checkpoint of the last step, if there was a sound one; says where it is."""
         step = self.state.global_step
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if not step or folder.exists():
+        if not step or self._guard.is_alarmed or self.accelerator.num_processes > 1:
             return ""
-        self._save_checkpoint(self.model, None)
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if newest_checkpoint(folder.parent) != folder:
+            self._restore_random()
+            self._save_checkpoint(self.model, None)
         return f"; step {step} is saved in {folder}"
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +171,7 @@ class Engine(SFTTrainer):
         if self.state.global_step == self._globalstep_last_logged:
             # Trainer subtracts the sum from itself, which leaves NaN for good after one infinite loss.
             tr_loss.zero_()
+        self._restore_random = random_state()
 
     def _end_step(self, grad_norm: float | None) -> None:
         loss, counts = self._step.end()
@@ -200,11 +200,7 @@ class Engine(SFTTrainer):
         batches = len(dataloader)
         for done, batch in enumerate(dataloader, start=1):
             _, inputs = _without_weights(self._prepare_inputs(batch))
-            sums, failure = attempt(lambda inputs=inputs: self._sums(model, inputs))  # type: ignore[misc]
-            while failure:
-                self._give_way(failure, [inputs])
-                sums, failure = attempt(lambda inputs=inputs: self._sums(model, inputs))  # type: ignore[misc]
-            totals += sums
+            totals += self._sums(model, inputs)
             self.listener.progress("evaluating", done, batches)
         loss, correct, count = self.accelerator.reduce(totals.to(self.args.device, torch.float32)).tolist()
         metrics = {"loss": loss / count, "mean_token_accuracy": correct / count, "supervised_tokens": int(count)}
@@ -212,15 +208,23 @@ class Engine(SFTTrainer):
         return EvalLoopOutput(None, None, named, self.num_examples(dataloader))
 
     def _sums(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Loss, tokens predicted right and supervised tokens of a batch, computed slice by slice."""
+        """Loss, tokens predicted right and supervised tokens of a batch; less at a time where memory runs out."""
+
+        def give_way(failure: str) -> None:
+            self._restore_random = random_state()
+            self._give_way(failure, [inputs], "the evaluation", model=None)
+
+        # One transfer a batch; float64 on the CPU, since MPS has none.
+        return persist(lambda: self._sums_of_slices(model, inputs), give_way).cpu().double()
+
+    def _sums_of_slices(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         sums = torch.zeros(3, device=self.args.device)
         for each in slices(inputs, self._room.tokens):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.score(model, each)
             found = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
             sums += torch.stack([value.float() for value in found])
-        # One transfer a batch; float64 on the CPU, since MPS has none.
-        return sums.cpu().double()
+        return sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""
@@ -369,9 +373,10 @@ def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         max_length=None,
         packing=False,
         padding_free=False,
+        activation_offloading=job.activation_offloading,
         **{
-            _CHECKPOINTING: job.gradient_checkpointing,
-            f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False} if job.gradient_checkpointing else None,
+            CHECKPOINTING: job.gradient_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if job.gradient_checkpointing else None,
         },
     )
 

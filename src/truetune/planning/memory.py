@@ -1,0 +1,174 @@
+"""How much memory a training takes at its peak: estimated from a model's shape, before anything loads.
+
+What is kept for the backward pass was counted on Llama, Qwen and Gemma with torch's saved-tensor hooks;
+tests/planning/test_memory.py holds the estimate within a quarter of it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from truetune.model.shape import ModelShape
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
+_QUANTIZED_BYTES = {"4bit": 0.52, "8bit": 1.01}
+"""Bytes of a weight with its share of the scales: NF4 with double quantisation, LLM.int8()."""
+
+_STATES = {"sgd": 0.0, "adafactor": 0.02, "adagrad": 4.0, "rmsprop": 4.0}
+"""Bytes an optimizer keeps of a weight, where it is not AdamW's two numbers or Lion's one."""
+
+_KEPT = {"gated": 1.0, "other": 1.8, "mixture": 2.3}
+"""What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.5, GPT-NeoX 1.06, Mixtral 2.3."""
+
+_CHUNK, _LOGITS_COPIES = 256, 3
+"""Tokens whose logits are held at a time (training/loss.py), and how often: as made, in fp32, as a gradient."""
+
+_ON_THE_WAY = 2
+"""Layers whose offloaded activations are still, or again, on the GPU: a guess, not measured."""
+
+_LIBRARIES = 400_000_000
+"""What libraries, their kernels and the allocator take once training begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained, and how much at a time.
+
+    `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time;
+    the `longest` sample among them matters where attention keeps its scores. `dtype` is torch's name of the base's.
+    """
+
+    device: Literal["cpu", "cuda", "mps"]
+
+    trained: int
+    are_adapters: bool
+    adapter_rank: int
+    dtype: str
+    quantization: Literal["none", "4bit", "8bit"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    optim: str
+    offloads: bool
+    tokens: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes at the peak, which is where the forward pass has ended.
+
+    `weights` do not learn, `trained` are those that do, with their gradients; `casts` are copies in the dtype it
+    computes in. `logits` or `backward`, whichever is more, comes on top: one chunk's logits, one layer's gradients.
+    """
+
+    weights: int
+    trained: int
+    casts: int
+    optimizer: int
+    activations: int
+    logits: int
+    backward: int
+    libraries: int = _LIBRARIES
+
+    @property
+    def peak(self) -> int:
+        kept = self.weights + self.trained + self.casts + self.optimizer + self.activations + self.libraries
+        return kept + max(self.logits, self.backward)
+
+
+def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memory:
+    """The memory of training a model of this shape so."""
+    computed = _computed(work)
+    return Memory(
+        weights=round(_frozen(shape, work)),
+        trained=work.trained * (8 if work.are_adapters else 2 * _BYTES[work.dtype]),
+        casts=_casts(shape, work),
+        optimizer=round(work.trained * _state_bytes(work.optim)),
+        activations=round(work.tokens * (_all_layers(shape, work, checkpointing) + 2 * shape.hidden * computed)),
+        logits=min(_CHUNK, work.tokens) * shape.vocabulary * 4 * _LOGITS_COPIES,
+        backward=round(work.tokens * 6 * shape.intermediate * computed) + _largest_dequantized(shape, work),
+    )
+
+
+def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: int) -> int:
+    """The most tokens computed at once: a batch of sequences, cut between samples to about `limit`.
+
+    A slice may be half as long again as the limit, and a sample is never cut.
+    """
+    whole = batch * sequence
+    return whole if limit is None else min(whole, max(limit * 3 // 2, longest))
+
+
+def _frozen(shape: ModelShape, work: Workload) -> float:
+    if not work.are_adapters:
+        return 0
+    if work.quantization == "none":
+        return shape.parameters * _BYTES[work.dtype]
+    rest = max(0, shape.parameters - shape.linear_weights)
+    return shape.linear_weights * _QUANTIZED_BYTES[work.quantization] + rest * _BYTES[work.dtype]
+
+
+def _casts(shape: ModelShape, work: Workload) -> int:
+    """Autocast keeps a copy of every matrix that it casts."""
+    if not _is_cast(work) or work.quantization != "none":
+        return 0
+    return (shape.linear_weights + shape.vocabulary * shape.hidden) * _computed(work)
+
+
+def _state_bytes(optim: str) -> float:
+    if optim in _STATES:
+        return _STATES[optim]
+    of_one = 1.03 if "8bit" in optim else 4.0
+    return of_one if "lion" in optim else 2 * of_one
+
+
+def _all_layers(shape: ModelShape, work: Workload, checkpointing: bool) -> float:
+    """The bytes of one token that all layers keep: with checkpointing their inputs, and one layer computed again."""
+    inputs = shape.hidden * _stream(work)
+    per_layer = _per_layer(shape, work)
+    if work.offloads:
+        return min(shape.layers, _ON_THE_WAY) * (inputs if checkpointing else per_layer) + per_layer
+    return shape.layers * inputs + per_layer if checkpointing else shape.layers * per_layer
+
+
+def _per_layer(shape: ModelShape, work: Workload) -> float:
+    """The bytes of one token that one layer keeps for its backward pass."""
+    computed = _computed(work)
+    queries, keys = shape.heads * shape.head_size, 2 * shape.key_value_heads * shape.head_size
+    attention = (2 * queries + keys) * computed
+    if shape.caps_attention and work.device != "cpu":  # There each sample's scores are kept, and keys for every head.
+        attention += (2 * queries - keys) * computed + 8 * shape.heads * work.longest
+    factors = 7 * work.adapter_rank * computed
+    return _KEPT[shape.blocks] * (attention + factors + _norms(shape, work) + _mlp(shape, work))
+
+
+def _norms(shape: ModelShape, work: Workload) -> int:
+    """The inputs of norms; what two of them make: once for all layers that read it, or cast for each of the five."""
+    computed, stream = _computed(work), _stream(work)
+    return shape.hidden * (shape.norms * stream + (2 if stream == computed else 5) * computed)
+
+
+def _mlp(shape: ModelShape, work: Workload) -> int:
+    """What the two first matrices make; and their product, but where the third one's adapter computes it again."""
+    computed = _computed(work)
+    if work.quantization == "4bit":
+        return shape.intermediate * (2 * 4 + computed)
+    forgets = work.are_adapters and work.quantization == "none" and not _is_cast(work)
+    return shape.intermediate * (2 if forgets else 3) * computed
+
+
+def _stream(work: Workload) -> int:
+    """Bytes of a number between the layers: kept in fp32 by fp32 weights, and by the norms of a quantised base."""
+    return 4 if work.quantization != "none" else _BYTES[work.dtype]
+
+
+def _computed(work: Workload) -> int:
+    """Bytes of a number in matrix products: autocast narrows, and never widens."""
+    return min(_BYTES[work.dtype], _BYTES[work.precision])
+
+
+def _is_cast(work: Workload) -> bool:
+    return _computed(work) < _BYTES[work.dtype]
+
+
+def _largest_dequantized(shape: ModelShape, work: Workload) -> int:
+    largest = max((layer.inputs * layer.outputs for layer in shape.linear), default=0)
+    return 0 if work.quantization == "none" else largest * _computed(work)

@@ -19,7 +19,7 @@ _STATES = {"sgd": 0.0, "adafactor": 0.02, "adagrad": 4.0, "rmsprop": 4.0}
 _KEPT = {"gated": 1.0, "other": 1.8, "mixture": 2.3}
 """What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.5, GPT-NeoX 1.06, Mixtral 2.3."""
 
-_CHUNK, _LOGITS_COPIES = 256, 3
+_CHUNK, _LOGITS_COPIES = 128, 3
 """Tokens whose logits are held at a time (training/loss.py), and how often: as made, in fp32, as a gradient."""
 
 _ON_THE_WAY = 2

@@ -361,7 +361,7 @@ def small_model(bench: Bench) -> Finding:
 def isolation(precision: str, bench: Bench) -> Finding:
     """Rows packed, padded and alone through the engine's scoring, against the model's own logits of the row alone."""
     from truetune.data.collate import collate, collate_padded
-    from truetune.training.trl import score_logits
+    from truetune.training.scores import score_logits
 
     engine, rows = engine_with_rows(bench, {"training.precision": precision})
     losses, lengths = partial(row_losses, engine.score, engine.model), [len(row["input_ids"]) for row in rows]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -18,15 +18,14 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from truetune.data.collate import collate, collate_padded
-from truetune.data.examples import IGNORED, Packed, Tokenized
+from truetune.data.examples import Packed, Tokenized
 from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
-from truetune.training.loss import LanguageHead, provable_head
+from truetune.training.loss import provable_head
 from truetune.training.monitor import (
     MetricsCallback,
     NonFiniteGuard,
@@ -36,11 +35,9 @@ from truetune.training.monitor import (
     tell_step,
 )
 from truetune.training.room import CHECKPOINTING, Room, persist
+from truetune.training.scores import Scores, score_logits, score_supervised
 from truetune.training.slices import TOKENS, largest, slices
 from truetune.training.step import Counts, Step, random_state
-
-Scores: TypeAlias = FusedCausalLMOutput
-"""What a batch scores: log_probs, is_top1 and label_mask of every next token, and a mixture's aux_loss."""
 
 
 class Engine(SFTTrainer):
@@ -394,33 +391,6 @@ def _dataset(rows: Sequence[Tokenized | Packed]) -> Dataset:
 def _without_weights(inputs: dict[str, Any]) -> tuple[torch.Tensor | None, dict[str, Any]]:
     """The tokens' loss weights, if there are any, and what the model takes. Validation weighs all tokens alike."""
     return inputs.get("loss_weights"), {name: value for name, value in inputs.items() if name != "loss_weights"}
-
-
-def score_supervised(head: LanguageHead, inputs: dict[str, Any]) -> Scores:
-    """The scores of the supervised tokens, which are all that the output layer is asked for."""
-    labels = inputs["labels"][:, 1:]
-    mask = labels != IGNORED
-    return _in_place(mask, *head.log_probs(inputs, mask, labels[mask]), aux_loss=None)
-
-
-def score_logits(model: Any, inputs: dict[str, Any]) -> Scores:
-    """The scores from all logits of the batch: of a model whose parts prove nothing, or with losses of its own."""
-    labels = inputs["labels"][:, 1:]
-    mask = labels != IGNORED
-    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
-    logits, targets = outputs.logits[:, :-1][mask].float(), labels[mask]
-    log_probs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return _in_place(mask, log_probs, logits.argmax(-1) == targets, aux_loss=outputs.get("aux_loss"))
-
-
-def _in_place(mask: torch.Tensor, log_probs: torch.Tensor, is_top1: torch.Tensor, *, aux_loss: Any) -> Scores:
-    """The supervised tokens' values, each where its token stands."""
-    return Scores(
-        log_probs=log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs),
-        is_top1=is_top1.new_zeros(mask.shape).masked_scatter(mask, is_top1),
-        label_mask=mask,
-        aux_loss=aux_loss,
-    )
 
 
 def _columns(row: Tokenized | Packed) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> None:
     from truetune.console import ConsoleListener, show, show_json
-    from truetune.pipeline.check import prepare, tell_data, tell_split
+    from truetune.pipeline.check import prepare, tell_prepared
 
     listener = ConsoleListener()
     try:
@@ -177,8 +177,7 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.json:
         show_json({**prepared.report.as_json(), "path": str(prepared.folder), "fingerprint": prepared.fingerprint})
         return
-    tell_data(prepared.report, listener)
-    tell_split(prepared, listener)
+    tell_prepared(prepared, listener)
     show(f"prepared: {prepared.folder}")
 
 

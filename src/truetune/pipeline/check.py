@@ -8,6 +8,7 @@ from truetune.data.rules import Report
 from truetune.data.split import row_key
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.findings import form_findings, repeated_rows
+from truetune.pipeline.machine import Machine
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import (
     Account,
@@ -61,7 +62,29 @@ def prepare(
     )
 
 
-def tell_data(report: Report, listener: Listener) -> None:
+def prepare_for(
+    machine: Machine, config: Config, *, source: Rows | None, formatting: Formatting | None, listener: Listener
+) -> PreparedDataset:
+    """The rows that this machine will train on; what became of them is told."""
+    prepared = prepare_rows(
+        config,
+        tokenizer=machine.tokenizer,
+        context_length=machine.facts.context_length,
+        source=source,
+        formatting=formatting,
+        listener=listener,
+    )
+    tell_prepared(prepared, listener)
+    return prepared
+
+
+def tell_prepared(prepared: PreparedDataset, listener: Listener) -> None:
+    """What became of the rows, and what is trained on."""
+    _tell_data(prepared.report, listener)
+    _tell_split(prepared, listener)
+
+
+def _tell_data(report: Report, listener: Listener) -> None:
     """A line for each kind of finding, and what the rows were taken for."""
     for form, count in report.stats["read_from"].items():
         listener.say(f"read as {form}: {count:,} rows")
@@ -72,7 +95,7 @@ def tell_data(report: Report, listener: Listener) -> None:
         tell(f"{problem.message}; first: {problem.where}")
 
 
-def tell_split(prepared: PreparedDataset, listener: Listener) -> None:
+def _tell_split(prepared: PreparedDataset, listener: Listener) -> None:
     """How many rows and tokens are trained on, and what the first row learns."""
     report, stats = prepared.report, prepared.report.stats
     weighed = " by their weights" if stats["train_rows"] + stats["validation_rows"] != report.rows_kept else ""

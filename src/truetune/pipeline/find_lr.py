@@ -12,11 +12,11 @@ from truetune.config.schema import Config
 from truetune.errors import BackendError, ConfigError
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.backends import open_session
-from truetune.pipeline.check import tell_data, tell_split
+from truetune.pipeline.check import prepare_for
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import plan_run, plan_without_packs, train_job
-from truetune.pipeline.prepare import PreparedDataset, prepare_rows
-from truetune.pipeline.stages import Formatting, require_sources
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.stages import Formatting, require_rows
 from truetune.planning.hyperparameters import learning_rate, learning_rate_warning
 from truetune.planning.range_test import (
     LEAST_STEPS,
@@ -100,26 +100,14 @@ def find_learning_rate(
     The engine is TRL's. Raises ConfigError, DataError or BackendError, as training does.
     """
     listener = listener or LogListener()
-    if config.data.path is None and rows is None:
-        raise ConfigError("data.path is missing", hint="name a file, a folder or a hub id, or pass rows")
     if steps is not None and steps < LEAST_STEPS:
         raise ConfigError(f"steps must be at least {LEAST_STEPS} (got {steps}): fewer make no curve")
-    if rows is None:
-        require_sources(config.data)
+    require_rows(config.data, rows)
     config = _for_a_test(config, listener)
     machine = ask_machine(config, listener, has_callbacks=True)
     if machine.num_processes > 1:
         raise BackendError(f"{machine.num_processes} processes are running", hint="a range test takes one")
-    prepared = prepare_rows(
-        config,
-        tokenizer=machine.tokenizer,
-        context_length=machine.facts.context_length,
-        source=rows,
-        formatting=formatting,
-        listener=listener,
-    )
-    tell_data(prepared.report, listener)
-    tell_split(prepared, listener)
+    prepared = prepare_for(machine, config, source=rows, formatting=formatting, listener=listener)
     return _RangeTraining(config, machine, prepared, listener).run(steps)
 
 

@@ -26,7 +26,7 @@ from truetune.data.rules import Problem, Report, RowError, Tally
 from truetune.data.sources import Source, SourceFile, find_files, require_source
 from truetune.data.templates import Template, load_template
 from truetune.data.tokenize import fit, tokenize
-from truetune.errors import DataError
+from truetune.errors import ConfigError, DataError
 from truetune.listener import Listener
 from truetune.model.load import read_facts
 from truetune.model.source import resolve_model
@@ -90,6 +90,14 @@ def training_files(data: DataConfig, listener: Listener) -> list[SourceFile]:
 def validation_files(data: DataConfig, listener: Listener) -> list[SourceFile]:
     """The files to validate on, if data.validation_path names any. Raises DataError."""
     return _found(Source(data.validation_path), listener) if data.validation_path else []
+
+
+def require_rows(data: DataConfig, rows: object) -> None:
+    """ConfigError if rows come from neither Python nor data.path; else as `require_sources`."""
+    if data.path is None and rows is None:
+        raise ConfigError("data.path is missing", hint="name a file, a folder or a hub id, or pass rows")
+    if rows is None:
+        require_sources(data)
 
 
 def require_sources(data: DataConfig) -> None:

@@ -10,17 +10,17 @@ from typing import Any, Literal
 from truetune.config.load import dump_config, load_config
 from truetune.config.schema import LORA_KINDS, AdapterConfig, Config
 from truetune.data.examples import Record
-from truetune.errors import BackendError, CheckpointError, ConfigError
+from truetune.errors import BackendError, CheckpointError
 from truetune.files import write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
 from truetune.pipeline.backends import open_session, settle
-from truetune.pipeline.check import tell_data, tell_split
+from truetune.pipeline.check import prepare_for
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
-from truetune.pipeline.prepare import PreparedDataset, prepare_rows
-from truetune.pipeline.stages import Formatting, Rows, require_sources, shaped_records, training_files
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.stages import Formatting, Rows, require_rows, shaped_records, training_files
 from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
 from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
 
@@ -86,10 +86,7 @@ def train_run(
     Raises ConfigError, DataError, BackendError or CheckpointError; a run that fails later says so in its run.json.
     """
     listener = listener or LogListener()
-    if config.data.path is None and rows is None:
-        raise ConfigError("data.path is missing", hint="name a file, a folder or a hub id, or pass rows")
-    if rows is None:
-        require_sources(config.data)
+    require_rows(config.data, rows)
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(_data_name(config)))
     resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
     if resume_from is not None and directory.config.exists():
@@ -97,16 +94,7 @@ def train_run(
     machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
     config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
     source = list(rows) if rows is not None and iter(rows) is rows else rows  # A generator ends with its first use.
-    prepared = prepare_rows(
-        config,
-        tokenizer=machine.tokenizer,
-        context_length=machine.facts.context_length,
-        source=source,
-        formatting=formatting,
-        listener=listener,
-    )
-    tell_data(prepared.report, listener)
-    tell_split(prepared, listener)
+    prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
     training = _Training(config, directory, machine, prepared, listener)
     training.tell_plan()
     if dry_run:

@@ -13,12 +13,12 @@ from conftest import byte_tokenizer, tiny_model
 from truetune.model.adapter import LoraSettings, add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.fused_blocks import fuse_blocks
-from truetune.model.load import ModelOptions, load_model
-from truetune.model.shape import ModelShape, read_shape, shape_of
+from truetune.model.load import ModelOptions, load_model, read_config
+from truetune.model.shape import ModelShape, configured_shape, shape_of
 from truetune.model.source import resolve_model
 from truetune.planning.hyperparameters import gradient_checkpointing
 from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
-from truetune.training.loss import provable_head
+from truetune.training.loss import CHUNK, provable_head
 
 LORA = LoraSettings(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", bias="none")
 TOKENS, SAMPLE = 1024, 128
@@ -33,6 +33,7 @@ LORA_BF16 = Workload(
     optim="adamw_torch_fused",
     offloads=False,
     tokens=TOKENS,
+    chunk=CHUNK,
     longest=SAMPLE,
 )
 LORA_FP32 = replace(LORA_BF16, dtype="float32", precision="fp32")
@@ -159,7 +160,7 @@ def test_a_quantised_base_keeps_what_is_said_of_it(quantization: Any, tmp_path: 
     byte_tokenizer().save_pretrained(tmp_path)
     source = resolve_model(str(tmp_path))
     model = load_model(source, ModelOptions("bfloat16", "cpu", quantization))
-    work, shape = replace(LORA_BF16, quantization=quantization), read_shape(source)
+    work, shape = replace(LORA_BF16, quantization=quantization), configured_shape(read_config(source))
     stored = sum(value.untyped_storage().nbytes() for value in model.parameters())
     memory = estimate(shape, work, checkpointing=False)
     assert stored / 1.25 <= memory.weights <= stored * 1.25
@@ -192,7 +193,7 @@ def test_an_adapters_weights_are_counted_before_it_exists(name: str, targets: An
 
 
 def test_a_model_is_measured_without_its_weights(tiny_base: Path) -> None:
-    shape = read_shape(resolve_model(str(tiny_base)))
+    shape = configured_shape(read_config(resolve_model(str(tiny_base))))
     assert shape == shape_of(tiny_model())
     assert shape.parameters == tiny_model().num_parameters()
     assert (shape.layers, shape.hidden, shape.intermediate, shape.vocabulary) == (2, 32, 64, 261)

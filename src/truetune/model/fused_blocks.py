@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from truetune.model.fused_lora import FusedLinear, LoraParts, lora_backward, lora_forward
+from truetune.model.shape import GATED_MLP
 
 _Activation = Callable[[Tensor], Tensor]
 
@@ -39,7 +40,7 @@ def _equal_block(theirs: nn.Module) -> nn.Module | None:
 
 def _candidates(theirs: nn.Module) -> Iterator[nn.Module]:
     children, own = dict(theirs.named_children()), dict(theirs.named_parameters(recurse=False))
-    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not own:
+    if set(children) == GATED_MLP and not own:
         yield GatedMLP(**children)
     epsilon = getattr(theirs, "variance_epsilon", getattr(theirs, "eps", None))
     # Bamba's and Mamba 2's take a gate as well, which they can do without.

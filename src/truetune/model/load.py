@@ -102,7 +102,11 @@ class ModelFacts:
 
 def read_facts(source: ModelSource, *, trust_remote_code: bool = False) -> ModelFacts:
     """The facts, read without weights."""
-    config = read_config(source, trust_remote_code=trust_remote_code)
+    return facts_of(read_config(source, trust_remote_code=trust_remote_code))
+
+
+def facts_of(config: Any) -> ModelFacts:
+    """The facts of one of transformers' configurations."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFacts(str(config.model_type), int(length) if length else None, _stored_quantization(config))
 

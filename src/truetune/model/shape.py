@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from truetune.model.load import read_config
-from truetune.model.source import ModelSource
-
-_GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 """The children of an MLP that model/fused_blocks.py takes the place of."""
 
 
@@ -60,12 +57,11 @@ class ModelShape:
         return sum(r * each.ranks * each.copies * (each.inputs + each.outputs) for each in named or self.linear)
 
 
-def read_shape(source: ModelSource, *, trust_remote_code: bool = False) -> ModelShape:
-    """The model's shape; nothing is loaded. BackendError if its configuration cannot be read."""
+def configured_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
+    """The shape of the model that one of transformers' configurations makes; nothing is loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = read_config(source, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return shape_of(model)
@@ -124,7 +120,7 @@ def _norms(model: Any, hidden: int) -> int:
 def _blocks(model: Any, linear: Sequence[Layer]) -> Literal["gated", "mixture", "other"]:
     if any(layer.copies > 1 for layer in linear):
         return "mixture"
-    is_gated = any({name for name, _ in module.named_children()} == _GATED_MLP for module in model.modules())
+    is_gated = any({name for name, _ in module.named_children()} == GATED_MLP for module in model.modules())
     return "gated" if is_gated else "other"
 
 

@@ -24,11 +24,12 @@ from truetune.model.load import (
     ModelFacts,
     ModelOptions,
     Quantization,
-    read_facts,
+    facts_of,
+    read_config,
     require_optimizer,
     require_quantization,
 )
-from truetune.model.shape import ModelShape, read_shape
+from truetune.model.shape import ModelShape, configured_shape
 from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
@@ -115,7 +116,8 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
         )
     source = resolve_model(config.model.name_or_path, revision=config.model.revision)
     trust = config.model.trust_remote_code
-    facts = read_facts(source, trust_remote_code=trust)
+    model_config = read_config(source, trust_remote_code=trust)
+    facts = facts_of(model_config)
     quantization = _quantization(config, facts)
     num_processes = _num_processes(config)
     backend, reason = choose_backend(config, Situation(device, facts.model_type, num_processes, has_callbacks))
@@ -126,7 +128,7 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
         source=source,
         tokenizer=load_tokenizer(source, trust_remote_code=trust),
         facts=facts,
-        shape=read_shape(source, trust_remote_code=trust),
+        shape=configured_shape(model_config, trust_remote_code=trust),
         free_memory=free_memory(device),
         num_processes=num_processes,
         fingerprint=fingerprint(source),

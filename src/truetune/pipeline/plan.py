@@ -98,6 +98,7 @@ def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> S
 
 def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is_packed: bool) -> Workload:
     """What the run asks of memory."""
+    from truetune.training.loss import CHUNK
     from truetune.training.slices import TOKENS
 
     adapter, training, shape = config.adapter, config.training, machine.shape
@@ -120,6 +121,7 @@ def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is
             sequence=prepared.report.stats["max_length"] if is_packed else longest,
             longest=longest,
         ),
+        chunk=CHUNK,
         longest=longest,
     )
 

@@ -19,8 +19,8 @@ _STATES = {"sgd": 0.0, "adafactor": 0.02, "adagrad": 4.0, "rmsprop": 4.0}
 _KEPT = {"gated": 1.0, "other": 1.8, "mixture": 2.3}
 """What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.5, GPT-NeoX 1.06, Mixtral 2.3."""
 
-_CHUNK, _LOGITS_COPIES = 128, 3
-"""Tokens whose logits are held at a time (training/loss.py), and how often: as made, in fp32, as a gradient."""
+_LOGITS_COPIES = 3
+"""How often a chunk's logits are held: as made, in fp32, as a gradient."""
 
 _ON_THE_WAY = 2
 """Layers whose offloaded activations are still, or again, on the GPU: a guess, not measured."""
@@ -33,8 +33,9 @@ _LIBRARIES = 400_000_000
 class Workload:
     """What is trained, and how much at a time.
 
-    `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time;
-    the `longest` sample among them matters where attention keeps its scores. `dtype` is torch's name of the base's.
+    `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
+    the logits of a `chunk` of them; the `longest` sample among them matters where attention keeps its scores. `dtype`
+    is torch's name of the base's.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -48,6 +49,7 @@ class Workload:
     optim: str
     offloads: bool
     tokens: int
+    chunk: int
     longest: int
 
 
@@ -83,7 +85,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
         casts=_casts(shape, work),
         optimizer=round(work.trained * _state_bytes(work.optim)),
         activations=round(work.tokens * (_all_layers(shape, work, checkpointing) + 2 * shape.hidden * computed)),
-        logits=min(_CHUNK, work.tokens) * shape.vocabulary * 4 * _LOGITS_COPIES,
+        logits=min(work.chunk, work.tokens) * shape.vocabulary * 4 * _LOGITS_COPIES,
         backward=round(work.tokens * 6 * shape.intermediate * computed) + _largest_dequantized(shape, work),
     )
 

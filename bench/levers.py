@@ -10,7 +10,7 @@ of truetune that are put out of use in that process, which fails if truetune no 
 
 Printed are the defaults' peak memory (resident; on CUDA the allocator's), CPU seconds a step and tokens a second,
 then each lever's, as ratios to the defaults of the same round: medians with their range. The loss is the mean of the
-last half of the steps, next to the defaults'. On a CPU `slices-1024` is the default: what it differs by is noise.
+last half of the steps, next to the defaults'. On a CPU `slices-512` is the default: what it differs by is noise.
 --quick trains a tiny random model in fp32, where memory and speed say nothing, and losses must agree.
 """
 

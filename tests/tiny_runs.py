@@ -123,7 +123,12 @@ class Trained:
         return [line[name] for line in self.lines if name in line and "loss" in line]
 
     def weights(self) -> torch.Tensor:
-        return torch.cat([value.detach().flatten() for value in self.model.parameters() if value.requires_grad])
+        return trained_weights(self.model)
+
+
+def trained_weights(model: Any) -> torch.Tensor:
+    """What is trained of a model, as one vector, in memory of its own."""
+    return torch.cat([value.detach().flatten() for value in model.parameters() if value.requires_grad])
 
 
 def columns(rows: Any) -> list[dict[str, Any]]:

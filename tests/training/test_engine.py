@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from tiny_runs import C1, C2, LORA, ROWS, TOKENIZER, Trained, columns, job, row, token_losses
+from tiny_runs import C1, C2, LORA, ROWS, TOKENIZER, Trained, columns, job, row, token_losses, trained_weights
 from truetune.config.schema import OPTIMIZERS, SCHEDULERS
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED
@@ -178,7 +178,7 @@ def test_g24_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path: P
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_that_is_accepted_trains_here(tmp_path: Path, name: str) -> None:
     model = add_adapter(tiny_model(), LORA, seed=1)
-    before = torch.cat([value.detach().flatten() for value in model.parameters() if value.requires_grad])
+    before = trained_weights(model)
     trained = Trained(tmp_path, ROWS, model=model, optim=name)
     assert not torch.equal(trained.weights(), before)
     assert trained.weights().isfinite().all()

@@ -13,7 +13,7 @@ from trl.models.activation_offloading import OffloadActivations
 import truetune
 from conftest import tiny_model
 from heard import FAST
-from tiny_runs import LORA, ROWS, TOKENIZER, job
+from tiny_runs import LORA, ROWS, TOKENIZER, job, trained_weights
 from truetune.listener import LogListener
 from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
@@ -71,7 +71,7 @@ def _engine(folder: Path) -> Engine:
 def _weights(engine: Engine) -> torch.Tensor:
     """The adapter after training."""
     engine.train()
-    return torch.cat([each.detach().flatten() for each in engine.model.parameters() if each.requires_grad])
+    return trained_weights(engine.model)
 
 
 def test_it_is_refused_without_a_cuda_gpu_before_anything_loads(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from conftest import tiny_model
-from tiny_runs import LORA, ROWS, TOKENIZER, Trained, row
+from tiny_runs import LORA, ROWS, TOKENIZER, Trained, row, trained_weights
 from truetune.data.examples import Tokenized
 from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
@@ -56,10 +56,6 @@ def plain() -> Any:
     model = get_peft_model(tiny_model(), config)
     model.load_state_dict(start)
     return model.train()
-
-
-def weights(model: Any) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in model.parameters() if value.requires_grad])
 
 
 def rows_read(ours: Trained) -> list[dict[str, list[int]]]:
@@ -122,7 +118,7 @@ def test_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path, rows: int) -> No
         rising_then_falling.step()
         optimizer.zero_grad()
     assert ours.logged("loss") == pytest.approx(losses, abs=1e-5)
-    assert torch.allclose(ours.weights(), weights(model), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(ours.weights(), trained_weights(model), rtol=1e-3, atol=1e-4)
 
 
 def one_step(model: Any, rows: list[dict[str, list[int]]]) -> float:

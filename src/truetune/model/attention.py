@@ -248,7 +248,7 @@ def _influence(model: Any, positions: Sequence[int]) -> float:
 
     def logits_behind(first: list[int]) -> Any:
         ids = torch.tensor([first + second], device=model.device)
-        return model(input_ids=ids, position_ids=places, use_cache=False).logits[0, _LENGTH:].float()
+        return _logits(model, ids, position_ids=places)[_LENGTH:]
 
     return float((logits_behind(low) - logits_behind(high)).abs().max())
 

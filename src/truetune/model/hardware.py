@@ -82,18 +82,10 @@ def free_memory(device: Device) -> int | None:
         case "mps":
             return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
         case "cpu":
-            granted = memory_left()
-            found = [each for each in (_available_memory(), granted) if each is not None]
-            return min(found, default=None)
+            from psutil import virtual_memory  # type: ignore[import-untyped]
 
-
-def _available_memory() -> int | None:
-    """What the machine could give without swapping."""
-    try:
-        from psutil import virtual_memory  # type: ignore[import-untyped]
-    except ImportError:
-        return None
-    return int(virtual_memory().available)
+            granted, available = memory_left(), int(virtual_memory().available)
+            return available if granted is None else min(available, granted)
 
 
 def threads() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from truetune.errors import BackendError
+from truetune.errors import BackendError, first_line
 from truetune.listener import Listener, StepEvent
 
 NON_FINITE_LIMIT = 3
@@ -147,8 +147,9 @@ class GuardedTracker(TrainerCallback):
             getattr(self._tracker, event)(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and none of it is worth a run
             self._tracker = None
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self._listener.warn(f"{self._name} failed; from now on metrics go to metrics.jsonl only: {reason}")
+            self._listener.warn(
+                f"{self._name} failed; from now on metrics go to metrics.jsonl only: {first_line(error)}"
+            )
 
 
 def guarded_trackers(names: Sequence[str], listener: Listener) -> list[TrainerCallback]:

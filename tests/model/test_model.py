@@ -14,7 +14,7 @@ from conftest import tiny_model
 from tiny_runs import LORA, ROWS, TOKENIZER, job
 from truetune.errors import BackendError
 from truetune.model.adapter import adapter_folder, add_adapter
-from truetune.model.hardware import resolve_device, resolve_precision
+from truetune.model.hardware import require_dtype, resolve_device, resolve_precision
 from truetune.model.load import (
     ModelOptions,
     load_model,
@@ -33,6 +33,13 @@ def test_g20_precision_follows_the_hardware_and_fp16_needs_a_gpu() -> None:
     assert resolve_precision("fp32", "cpu") == "fp32"
     with pytest.raises(BackendError, match="fp16 needs a CUDA GPU"):
         resolve_precision("fp16", "cpu")
+
+
+def test_weights_in_float16_are_refused_on_a_cpu_and_taken_on_a_gpu() -> None:
+    with pytest.raises(BackendError, match="float16 weights train on a GPU only"):
+        require_dtype("float16", "cpu")
+    require_dtype("float16", "cuda")
+    require_dtype("bfloat16", "cpu")
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:

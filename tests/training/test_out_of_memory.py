@@ -22,7 +22,7 @@ from truetune.errors import BackendError
 from truetune.model.adapter import add_adapter
 from truetune.runs.directory import missing_files
 from truetune.training.monitor import MetricsCallback
-from truetune.training.room import Room, persist
+from truetune.training.room import Room, is_out_of_memory, persist
 from truetune.training.slices import largest
 from truetune.training.trl import build_engine, train
 
@@ -388,3 +388,18 @@ def test_a_cpu_that_really_runs_out_of_memory_trains_on(tmp_path: Path) -> None:
     assert "out of memory in step 1" in warning
     assert "DefaultCPUAllocator: can't allocate memory" in warning
     assert "362 tokens at a time instead of 724" in warning
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_a_lack_of_memory_is_recognised_however_it_is_said(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))

@@ -50,6 +50,16 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device
     return "fp16" if device == "cuda" else "fp32"
 
 
+def require_dtype(dtype: str, device: Device) -> None:
+    """BackendError if weights stored so would be multiplied without the hardware's help."""
+    if dtype == "float16" and device == "cpu":
+        # torch 2.13 on two cores with AMX: ten times as long as in fp32.
+        raise BackendError(
+            "model.dtype: float16 weights train on a GPU only (on cpu, as here, they take ten times as long)",
+            hint="leave model.dtype on auto, which stores them as they are computed: bfloat16 or float32",
+        )
+
+
 def emulated(precision: Precision, device: Device) -> str | None:
     """What it costs to compute in bf16 on a CPU that has no instructions for it; None if it has."""
     if device != "cpu" or precision != "bf16" or has_native_bf16(device):

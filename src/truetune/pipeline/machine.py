@@ -16,6 +16,7 @@ from truetune.model.hardware import (
     describe,
     emulated,
     free_memory,
+    require_dtype,
     resolve_device,
     resolve_precision,
     use_one_gpu,
@@ -98,22 +99,13 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
     require_optimizer(config.training.optim)
     set_computing()
     device = resolve_device(config.model.device)
-    if config.training.activation_offloading and device != "cuda":
-        raise BackendError(
-            f"training.activation_offloading needs a CUDA GPU (this run is on {device})",
-            hint="leave it out; where memory is short, set training.gradient_checkpointing to true",
-        )
-    if device == "cpu" and (problem := spinning_threads()):
-        listener.warn(problem)
     if device == "cuda" and (said := use_one_gpu()):
         listener.say(said)
     precision = resolve_precision(config.training.precision, device)
-    if problem := emulated(precision, device):
+    _require_possible(config, device, precision)
+    slow = (spinning_threads() if device == "cpu" else None, emulated(precision, device))
+    for problem in filter(None, slow):
         listener.warn(problem)
-    if precision == "fp16" and config.adapter.method == "full" and config.model.dtype == "float16":
-        raise BackendError(
-            "model.dtype: float16 weights cannot be trained in fp16", hint="leave model.dtype on auto (float32)"
-        )
     source = resolve_model(config.model.name_or_path, revision=config.model.revision)
     trust = config.model.trust_remote_code
     model_config = read_config(source, trust_remote_code=trust)
@@ -135,6 +127,20 @@ def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = Fal
         backend=backend,
         backend_reason=reason,
     )
+
+
+def _require_possible(config: Config, device: Device, precision: Precision) -> None:
+    """BackendError for settings that this device cannot honour."""
+    require_dtype(config.model.dtype, device)
+    if config.training.activation_offloading and device != "cuda":
+        raise BackendError(
+            f"training.activation_offloading needs a CUDA GPU (this run is on {device})",
+            hint="leave it out; where memory is short, set training.gradient_checkpointing to true",
+        )
+    if precision == "fp16" and config.adapter.method == "full" and config.model.dtype == "float16":
+        raise BackendError(
+            "model.dtype: float16 weights cannot be trained in fp16", hint="leave model.dtype on auto (float32)"
+        )
 
 
 def _asked_quantization(config: Config) -> Quantization:

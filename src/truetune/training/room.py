@@ -61,8 +61,18 @@ def persist(compute: Callable[[], Result], give_way: Callable[[str], None]) -> R
         try:
             return compute()
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            if not is_out_of_memory(error):
                 raise
             failure = first_line(error)
         # Not in the except clause, where the error still holds all that was computed.
         give_way(failure)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where less at a time may help: what accelerate recognises, and what CUDA and its libraries say besides."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or should_reduce_batch_size(error)
+        or any(words in said for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+    )

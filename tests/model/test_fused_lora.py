@@ -12,13 +12,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora.layer import Linear, LoraLayer
 from safetensors.torch import load_file
 from torch import nn
+from transformers import TrainerCallback
 
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Trained
 from truetune.model.adapter import add_adapter
-from truetune.model.fused_lora import FusedLinear
+from truetune.model.fused_lora import FusedLinear, cast_once
 from truetune.model.load import ModelOptions, load_model
 from truetune.model.source import resolve_model
+from truetune.training.slices import TOKENS
 
 IDS = torch.arange(1, 25).view(2, 12)
 
@@ -237,16 +239,16 @@ def kept_bytes(run: Callable[[], Any], parameters: Any) -> int:
 
 
 def test_less_waits_for_the_backward_pass_than_with_peft() -> None:
-    ours, theirs = layers(size=(64, 96), dtype=torch.bfloat16)
-    x = inputs(2, 50, 64, dtype=torch.bfloat16).requires_grad_()
-    found, other = (kept_bytes(lambda layer=layer: layer(x), layer.parameters()) for layer in (ours, theirs))
-    assert found == 100 * 64 * 2 + 100 * 4 * 2  # the input and the inner product, in bf16
-    assert other >= 100 * 64 * 4
-    in_fp32 = (
-        kept_bytes(lambda layer=layer: layer(inputs(100, 64).requires_grad_()), layer.parameters())
-        for layer in layers(size=(64, 96))
-    )
-    assert next(in_fp32) <= next(in_fp32)
+    for dtype in (torch.bfloat16, torch.float32):
+        ours, theirs = layers(size=(64, 96), dtype=dtype)
+        x = inputs(2, 50, 64, dtype=dtype).requires_grad_()
+        other = kept_bytes(lambda layer=theirs, x=x: layer(x), theirs.parameters())
+        with cast_once(ours):
+            assert ours.kept is not None
+            found = kept_bytes(lambda layer=ours, x=x: layer(x), [*ours.parameters(), *ours.kept])
+        assert found == 100 * (64 + 4) * dtype.itemsize  # the input and what passes between the factors
+        assert other >= 100 * 64 * 4
+        assert found <= other
 
 
 def test_a_whole_model_keeps_less_for_the_backward_pass_than_with_peft() -> None:
@@ -255,6 +257,34 @@ def test_a_whole_model_keeps_less_for_the_backward_pass_than_with_peft() -> None
         for model in (adapted(is_ours=ours, base=tiny_model().bfloat16()) for ours in (True, False))
     )
     assert found < 0.9 * other
+
+
+def test_factors_that_are_cast_once_give_the_same_and_are_let_go_of_before_they_learn() -> None:
+    ours, _ = layers(size=(64, 96), dtype=torch.bfloat16)
+    x = inputs(2, 50, 64, dtype=torch.bfloat16)
+    expected, gradients = passed(ours, x)
+    with cast_once(nn.Sequential(ours)):
+        found, its_gradients = passed(ours, x)
+        assert ours.parts()[4:6] == ours.kept  # type: ignore[index]
+    assert torch.equal(found, expected)
+    assert all(torch.equal(its_gradients[name], value) for name, value in gradients.items())
+    with torch.no_grad():
+        ours.lora_B["default"].weight.mul_(2.0)
+    assert not torch.equal(passed(ours, x)[0], expected)
+
+
+def test_a_step_casts_an_adapter_once_however_many_slices_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    casts: list[str] = []
+    cast = FusedLinear.cast
+    monkeypatch.setattr(FusedLinear, "cast", lambda layer, name: casts.append(name) or cast(layer, name))
+    monkeypatch.setitem(TOKENS, "cpu", 12)
+    model = adapted(is_ours=True)
+    learns = TrainerCallback()
+    monkeypatch.setattr(learns, "on_train_begin", lambda *_, **__: casts.clear(), raising=False)
+    Trained(tmp_path, ROWS, model=model, callbacks=[learns], max_steps=2, gradient_accumulation_steps=1)
+    assert len(casts) == 2 * sum(isinstance(layer, FusedLinear) for layer in model.modules()) > 0
 
 
 # --- what PEFT computes itself ----------------------------------------------------------------------------

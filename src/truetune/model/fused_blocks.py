@@ -181,7 +181,7 @@ class _GatedLora(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, act: _Activation, *parts: Any) -> Tensor:
         layer = LoraParts(*parts)
         made, inner = lora_forward(act(gate) * up, layer)
-        ctx.save_for_backward(gate, up, inner, *layer[:4])
+        ctx.save_for_backward(gate, up, inner, *layer[:-1])
         ctx.act, ctx.scaling = act, layer.scaling
         return made
 
@@ -193,7 +193,7 @@ class _GatedLora(torch.autograd.Function):
         layer = LoraParts._make((*tensors, ctx.scaling))
         of_product, *of_parts = lora_backward(upstream, opened.detach() * up, inner, layer, needs)
         assert of_product is not None
-        return *_gated_backward(of_product, opened, gate, up), None, *of_parts, None
+        return *_gated_backward(of_product, opened, gate, up), None, *of_parts, None, None, None
 
 
 def _opened(gate: Tensor, act: _Activation) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 PEFT computes the adapter in its own fp32, from a copy of the input that it keeps for the backward pass, and autograd
 keeps every product between. Here the input is kept once, for base and adapter, and the adapter's small factors are
-cast instead of it. Whatever this cannot do (dropout, DoRA, several adapters) PEFT's own forward does.
+cast instead of it, once for all that is computed before they learn (`cast_once`). Whatever this cannot do (dropout,
+DoRA, several adapters) PEFT's own forward does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,9 @@ from torch.nn.functional import linear
 
 class FusedLinear(Linear):
     """PEFT's LoRA layer around a torch.nn.Linear; parameters, names and files are PEFT's."""
+
+    kept: "tuple[torch.Tensor, torch.Tensor] | None" = None
+    """The factors as `cast_once` found them."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         parts = self.parts()
@@ -26,14 +31,19 @@ class FusedLinear(Linear):
 
     def parts(self) -> "LoraParts | None":
         """What the plain way of computing takes; None where PEFT has more to do."""
-        if (name := self._only_adapter()) is None:
+        if (name := self.only_adapter()) is None:
             return None
-        base = self.get_base_layer()
-        return LoraParts(
-            base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+        base, scaling = self.get_base_layer(), self.scaling[name]
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return LoraParts(base.weight, base.bias, down, up, *(self.kept or self.cast(name)), scaling)
 
-    def _only_adapter(self) -> str | None:
+    def cast(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adapter's factors in the base's dtype, the second by its scaling."""
+        dtype = self.get_base_layer().weight.dtype
+        down, up = self.lora_A[name].weight.detach(), self.lora_B[name].weight.detach()
+        return down.to(dtype), (up * self.scaling[name]).to(dtype)
+
+    def only_adapter(self) -> str | None:
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1:
             return None
@@ -50,21 +60,39 @@ def _is_cast(weight: torch.Tensor) -> bool:
     return bool(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != weight.dtype)
 
 
+@contextmanager
+def cast_once(model: torch.nn.Module) -> Iterator[None]:
+    """In here no adapter of the model may learn: its factors are cast now, and not again."""
+    layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear)]
+    for layer in layers:
+        if (name := layer.only_adapter()) is not None:
+            layer.kept = layer.cast(name)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
+
+
 class LoraParts(NamedTuple):
-    """A linear layer of (out, in) weights and an adapter on it, of (r, in) and (out, r)."""
+    """A linear layer of (out, in) weights and an adapter on it, of (r, in) and (out, r).
+
+    `cast_down` and `cast_up` are the adapter's factors in the weights' dtype, the second times `scaling`.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     down: torch.Tensor
     up: torch.Tensor
+    cast_down: torch.Tensor
+    cast_up: torch.Tensor
     scaling: float
 
 
 def lora_forward(rows: torch.Tensor, parts: LoraParts) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer makes of (tokens, in) rows in the weight's dtype, and what passes between the factors."""
-    inner = rows @ parts.down.to(rows.dtype).T
-    made = linear(rows, parts.weight, parts.bias).addmm_(inner, parts.up.to(rows.dtype).T, alpha=parts.scaling)
-    return made, inner
+    inner = rows @ parts.cast_down.T
+    return linear(rows, parts.weight, parts.bias).addmm_(inner, parts.cast_up.T), inner
 
 
 def lora_backward(
@@ -72,10 +100,10 @@ def lora_backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of rows, weight, bias, down and up; the first three where they are needed."""
     arriving = upstream.to(rows.dtype)
-    through = (arriving @ parts.up.to(rows.dtype)) * parts.scaling
+    through = arriving @ parts.cast_up
     of_down = (through.T @ rows).to(parts.down.dtype)
-    of_up = (arriving.T @ inner * parts.scaling).to(parts.up.dtype)
-    of_rows = (arriving @ parts.weight).addmm_(through, parts.down.to(rows.dtype)) if needs[0] else None
+    of_up = (arriving.T @ inner).to(parts.up.dtype).mul_(parts.scaling)
+    of_rows = (arriving @ parts.weight).addmm_(through, parts.cast_down) if needs[0] else None
     of_weight = arriving.T @ rows if needs[1] else None
     of_bias = arriving.sum(0) if parts.bias is not None and needs[2] else None
     return of_rows, of_weight, of_bias, of_down, of_up
@@ -86,7 +114,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor, *parts: Any) -> torch.Tensor:
         rows, layer = rows.to(parts[0].dtype), LoraParts(*parts)
         made, inner = lora_forward(rows, layer)
-        ctx.save_for_backward(rows, inner, *layer[:4])
+        ctx.save_for_backward(rows, inner, *layer[:-1])
         ctx.scaling = layer.scaling
         return made
 
@@ -94,4 +122,4 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, inner, *tensors = ctx.saved_tensors
         layer = LoraParts._make((*tensors, ctx.scaling))
-        return *lora_backward(upstream, rows, inner, layer, ctx.needs_input_grad), None
+        return *lora_backward(upstream, rows, inner, layer, ctx.needs_input_grad), None, None, None

@@ -23,6 +23,7 @@ from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import Packed, Tokenized
 from truetune.errors import BackendError
 from truetune.listener import Listener
+from truetune.model.fused_lora import cast_once
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.loss import provable_head
@@ -125,7 +126,9 @@ class Engine(SFTTrainer):
         return persist(lambda: [self._learn(model, each, num_items_in_batch) for each in batches][-1], start_over)
 
     def _learn(self, model: Any, batch: dict[str, Any], count: Any) -> Any:
-        losses = [super(Engine, self).training_step(model, each, count) for each in slices(batch, self._room.tokens)]
+        pieces = slices(batch, self._room.tokens)
+        with cast_once(self.model):
+            losses = [super(Engine, self).training_step(model, each, count) for each in pieces]
         loss = torch.stack(losses).sum()
         self._step.add(loss=loss)
         return loss

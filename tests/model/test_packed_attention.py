@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -244,18 +245,33 @@ def test_logits_and_gradients_of_a_pack_are_those_of_each_sample_alone(name: str
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX", "Granite", "Mistral", "Gemma2", "Gemma3"])
-@pytest.mark.parametrize(("block", "scores"), [(4, 1 << 20), (4, 1), (256, 1)])
-def test_a_pack_computed_in_small_blocks_and_groups_gives_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch, name: str, block: int, scores: int
+@pytest.mark.parametrize(
+    ("block", "scores", "padding"),
+    [(4, 1 << 20, 0), (4, 1, 0), (256, 1, 0), (256, 1 << 20, 1 << 20), (4, 1 << 20, 1 << 20)],
+)
+def test_a_pack_computed_in_any_blocks_and_groups_gives_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, block: int, scores: int, padding: int
 ) -> None:
     model, rows = model_of(name), samples()
     alone = each_alone(model, rows)
     monkeypatch.setattr(sample_attention, "_BLOCK", block)
     monkeypatch.setattr(sample_attention, "_SCORES", scores)
+    monkeypatch.setattr(sample_attention, "_PADDING", padding)
     sample_attention._layout.cache_clear()
     assert fit_attention(model)
     assert_same(in_a_pack(model, rows), alone)
     sample_attention._layout.cache_clear()
+
+
+def test_samples_are_computed_together_while_their_padding_costs_little() -> None:
+    def lengths(*samples: int) -> list[tuple[int, int]]:
+        edges = list(pairwise(accumulate(samples, initial=0)))
+        return [(length, len(its)) for length, its in sample_attention._by_length(edges)]
+
+    assert lengths(30, 64, 61, 2) == [(64, 4)]
+    assert lengths(72, 112, 100, 300) == [(304, 1), (112, 3)]
+    assert lengths(*[100] * 3, *[40] * 9) == [(104, 5), (40, 7)]
+    assert lengths(2000) == [(2048, 1)]
 
 
 def test_a_pack_of_one_long_sample_among_short_ones_is_that_of_each_alone() -> None:

@@ -269,8 +269,8 @@ def test_samples_are_computed_together_while_their_padding_costs_little() -> Non
         return [(length, len(its)) for length, its in sample_attention._by_length(edges)]
 
     assert lengths(30, 64, 61, 2) == [(64, 4)]
-    assert lengths(72, 112, 100, 300) == [(304, 1), (112, 3)]
-    assert lengths(*[100] * 3, *[40] * 9) == [(104, 5), (40, 7)]
+    assert lengths(72, 112, 100, 300) == [(320, 1), (112, 3)]
+    assert lengths(*[100] * 3, *[40] * 9) == [(104, 4), (40, 8)]
     assert lengths(2000) == [(2048, 1)]
 
 

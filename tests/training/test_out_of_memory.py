@@ -307,7 +307,9 @@ def nothing_more() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("compute", "reason"), [(unavailable, "can't allocate memory"), (nothing_more, "MemoryError")], ids=str
+    ("compute", "reason"),
+    [(unavailable, "can't allocate memory"), (nothing_more, "MemoryError")],
+    ids=["torch", "Python"],
 )
 def test_a_lack_of_memory_is_recognised_and_told_in_a_line(compute: Callable[[], Any], reason: str) -> None:
     reasons: list[str] = []

@@ -163,6 +163,7 @@ ALIASES: dict[str, Alias] = {
         "use_gradient_checkpointing",
         translate=lambda value: True if value == "unsloth" else value,
     ),
+    **_aliases("training.torch_compile", "compile"),
     **_aliases("training.precision", "bf16", translate=_when_true("bf16")),
     **_aliases("training.precision", "fp16", translate=_when_true("fp16")),
     **_aliases("training.seed", "random_state", "data_seed"),

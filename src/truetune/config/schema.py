@@ -222,6 +222,9 @@ class TrainingConfig(_Section):
     activation_offloading: bool = Field(
         False, description="keep activations in the CPU's memory until they are needed; for a CUDA GPU"
     )
+    torch_compile: Auto | bool = Field(
+        "auto", description="compile the model's layers; auto: on a CPU, where the run is long enough to gain from it"
+    )
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _spelled(_PRECISIONS)] = Field(
         "auto", description="how it computes; auto: bf16 where the hardware does it natively"
     )

@@ -151,6 +151,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.compiler.is_compiling():
+            return self.down_proj(self.act_fn(gate) * up)
         parts = self.down_proj.parts() if isinstance(self.down_proj, FusedLinear) else None
         if parts is None or gate.dtype != parts.weight.dtype:
             made: Tensor = self.down_proj(_Gated.apply(gate, up, self.act_fn))

@@ -1,6 +1,8 @@
 """What this machine computes on, and in which precision: asked, never assumed."""
 
 import os
+import shutil
+import sys
 from typing import Literal
 
 from truetune.cgroups import memory_left
@@ -80,6 +82,12 @@ def has_native_bf16(device: Device) -> bool:
     # Older torch cannot be asked about the CPU; fp32 is right everywhere.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def lacks_compiler() -> str | None:
+    """What torch.compile lacks on this machine's CPU, with the remedy; None if nothing."""
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return None if shutil.which(wanted) else f"torch compiles with {wanted}, which is not installed here"
 
 
 def free_memory(device: Device) -> int | None:

@@ -121,13 +121,13 @@ def attend(
         attention_mask = _dense(attention_mask)[..., -query.shape[2] :, :].to(query.device)
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return _with_dense_mask(module, query, key, value, attention_mask, dropout, scaling, softcap, **options)
-    window, *edges = attention_mask.flatten().tolist()
     query, key, value = map(_as_autocast, (query, key, value))
-    if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout:
-        return _on_cuda(query, key, value, window, edges, scaling), None
     if query.device.type == "cpu" and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend_samples(query, key, value, edges=edges, window=window, scale=scale, softcap=softcap), None
+        return attend_samples(query, key, value, bounds=attention_mask, scale=scale, softcap=softcap), None
+    window, *edges = attention_mask.flatten().tolist()
+    if query.is_cuda and query.dtype != torch.float32 and softcap is None and not dropout:
+        return _on_cuda(query, key, value, window, edges, scaling), None
     lengths = [end - start for start, end in pairwise(edges)]
     # Not slices, whose gradients would each be as long as the pack.
     queries, keys, values = (each.split(lengths, dim=2) for each in (query, key, value))

@@ -25,20 +25,13 @@ compute them by themselves, in calls alone."""
 
 
 def attend_samples(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    edges: Sequence[int],
-    window: int,
-    scale: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, *, bounds: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
     """Queries, keys and values of (1, heads, tokens, size) into (1, tokens, heads, size).
 
-    Samples begin at `edges`, whose last is the end; each token sees `window` tokens of its sample, all if that is 0.
+    `bounds` are as packed_attention has them: the width of the window, then where samples begin, and the end.
     """
-    made: Tensor = _SampleAttention.apply(query, key, value, tuple(edges), _Rule(window, scale, softcap))
+    made: Tensor = _OPERATOR(query, key, value, bounds, scale, softcap)
     return made
 
 
@@ -131,39 +124,73 @@ def _inverse(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.empty_like(places).scatter_(0, rows[places], places)
 
 
-class _SampleAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: tuple[int, ...], rule: _Rule) -> Tensor:
-        heads, groups = query.shape[1], key.shape[1]
-        layout = _layout(edges, groups, heads // groups)
-        queries, keys, values = map(_rows, (query, key, value))
-        pieces = [
-            _forward(bucket.take_queries(queries), bucket.take_keys(keys), bucket.take_keys(values), rule)
-            for bucket in layout.buckets
-        ]
-        ctx.save_for_backward(query, key, value)
-        ctx.layout, ctx.rule = layout, rule
-        return _joined(pieces, layout.of_queries).view(1, -1, heads, value.shape[-1])
+def _attend(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float, softcap: float | None) -> Tensor:
+    rule, layout = _read(bounds, query, key, scale, softcap)
+    queries, keys, values = map(_rows, (query, key, value))
+    pieces = [
+        _forward(bucket.take_queries(queries), bucket.take_keys(keys), bucket.take_keys(values), rule)
+        for bucket in layout.buckets
+    ]
+    return _joined(pieces, layout.of_queries).view(1, -1, query.shape[1], value.shape[-1])
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        queries, keys, values = map(_rows, (query, key, value))
-        arriving = upstream.reshape(-1, upstream.shape[-1])
-        pieces = []
-        for bucket in ctx.layout.buckets:
-            its_arriving = bucket.take_queries(arriving).mul_(bucket.is_sample.unsqueeze(-1))
-            its = bucket.take_queries(queries), bucket.take_keys(keys), bucket.take_keys(values)
-            pieces.append(_backward(its_arriving, *its, ctx.rule))
-        of_query, of_key, of_value = map(list, zip(*pieces, strict=True))
-        layout = ctx.layout
-        return (
-            _by_head(_joined(of_query, layout.of_queries), query),
-            _by_head(_joined(of_key, layout.of_keys), key),
-            _by_head(_joined(of_value, layout.of_keys), value),
-            None,
-            None,
-        )
+
+def _gradients(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values."""
+    rule, layout = _read(bounds, query, key, scale, softcap)
+    queries, keys, values = map(_rows, (query, key, value))
+    arriving = upstream.reshape(-1, upstream.shape[-1])
+    pieces = []
+    for bucket in layout.buckets:
+        its_arriving = bucket.take_queries(arriving).mul_(bucket.is_sample.unsqueeze(-1))
+        its = bucket.take_queries(queries), bucket.take_keys(keys), bucket.take_keys(values)
+        pieces.append(_backward(its_arriving, *its, rule))
+    of_query, of_key, of_value = map(list, zip(*pieces, strict=True))
+    return (
+        _by_head(_joined(of_query, layout.of_queries), query),
+        _by_head(_joined(of_key, layout.of_keys), key),
+        _by_head(_joined(of_value, layout.of_keys), value),
+    )
+
+
+def _read(bounds: Tensor, query: Tensor, key: Tensor, scale: float, softcap: float | None) -> tuple[_Rule, _Layout]:
+    window, *edges = bounds.flatten().tolist()
+    groups = key.shape[1]
+    return _Rule(window, scale, softcap), _layout(tuple(edges), groups, query.shape[1] // groups)
+
+
+# As operators of torch's own kind, which torch.compile takes as they are: with the shape of what they make.
+
+_OPERATOR = torch.library.custom_op("truetune::attend_samples", _attend, mutates_args=())
+_BACKWARD = torch.library.custom_op("truetune::attend_samples_backward", _gradients, mutates_args=())
+
+_OPERATOR.register_fake(
+    lambda query, _key, value, *_: query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+)
+_BACKWARD.register_fake(
+    lambda _, *inputs: tuple(
+        _by_head(each.new_empty(each.numel() // each.shape[-1], each.shape[-1]), each) for each in inputs[:3]
+    )
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
+    *tensors, ctx.scale, ctx.softcap = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _arrive(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return *_BACKWARD(upstream, *ctx.saved_tensors, ctx.scale, ctx.softcap), None, None, None
+
+
+_OPERATOR.register_autograd(_arrive, setup_context=_keep)
 
 
 def _rows(each: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ from truetune.config.schema import Config
 from truetune.data.examples import Packed, Tokenized
 from truetune.data.packing import PackedRows, pack
 from truetune.data.store import StoredRows
+from truetune.environment import usable_threads
 from truetune.errors import BackendError
 from truetune.listener import Listener
+from truetune.model.hardware import lacks_compiler
 from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.planning.compilation import LongRun, compilation
 from truetune.planning.hyperparameters import (
     Choice,
     gradient_checkpointing,
@@ -54,7 +57,8 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     steps = schedule(len(sequences), lengths)
     is_packed = isinstance(sequences, PackedRows)
     work = _workload(config, machine, prepared, is_packed=is_packed)
-    choices = tuple(_choices(config, machine, steps, work, is_packed=is_packed))
+    tokens = round(sum(_lengths(prepared.train)) * steps.total_steps / steps.steps_per_epoch)
+    choices = tuple(_choices(config, machine, steps, work, tokens, is_packed=is_packed))
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)
     warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
@@ -103,7 +107,7 @@ def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is
 
     adapter, training, shape = config.adapter, config.training, machine.shape
     is_lora = adapter.method == "lora"
-    longest = _longest(prepared.train)
+    longest = max(_lengths(prepared.train))
     whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
     return Workload(
         device=machine.device,
@@ -126,14 +130,40 @@ def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is
     )
 
 
-def _longest(rows: Sequence[Tokenized]) -> int:
-    lengths = rows.lengths if isinstance(rows, StoredRows) else [len(row.input_ids) for row in rows]
-    return int(max(lengths))
+def _lengths(rows: Sequence[Tokenized]) -> list[int]:
+    return list(map(int, rows.lengths)) if isinstance(rows, StoredRows) else [len(row.input_ids) for row in rows]
 
 
-def _choices(config: Config, machine: Machine, steps: Schedule, work: Workload, *, is_packed: bool) -> list[Choice]:
-    """A decision for each setting left to `auto`."""
+def _long_run(config: Config, machine: Machine, work: Workload, tokens: int, *, checkpoints: bool) -> LongRun:
+    return LongRun(
+        tokens=tokens,
+        parameters=machine.parameters,
+        are_adapters=work.are_adapters,
+        device=machine.device,
+        precision=machine.precision,
+        threads=usable_threads(),
+        backend=machine.backend,
+        is_quantized=machine.quantization != "none",
+        drops_out=work.are_adapters and config.adapter.lora_dropout > 0,
+        checkpoints=checkpoints,
+        num_processes=machine.num_processes,
+        lacks=lacks_compiler(),
+    )
+
+
+def _choices(
+    config: Config, machine: Machine, steps: Schedule, work: Workload, tokens: int, *, is_packed: bool
+) -> list[Choice]:
+    """A decision for each setting left to `auto`; the run trains on so many tokens."""
     training = config.training
+    checkpointing = gradient_checkpointing(
+        estimate(machine.shape, work, checkpointing=False),
+        estimate(machine.shape, work, checkpointing=True),
+        free=machine.free_memory,
+    )
+    checkpoints = bool(
+        checkpointing.value if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
+    )
     is_quantized = machine.quantization != "none"
     packing = "at least 100 steps remain" if is_packed else "packed, the rows would make under 100 steps"
     accumulation = f"gives {steps.total_steps} steps; starts from 4, lowered until a run has 50"
@@ -146,11 +176,8 @@ def _choices(config: Config, machine: Machine, steps: Schedule, work: Workload, 
             "training.gradient_accumulation_steps", steps.gradient_accumulation_steps, accumulation
         ),
         "optim": optimizer(),
-        "gradient_checkpointing": gradient_checkpointing(
-            estimate(machine.shape, work, checkpointing=False),
-            estimate(machine.shape, work, checkpointing=True),
-            free=machine.free_memory,
-        ),
+        "gradient_checkpointing": checkpointing,
+        "torch_compile": compilation(_long_run(config, machine, work, tokens, checkpoints=checkpoints)),
     }
     choices = [choice for name, choice in decided.items() if getattr(training, name) == "auto"]
     return [*choices, Choice("data.packing", is_packed, packing)] if config.data.packing == "auto" else choices
@@ -195,6 +222,7 @@ def train_job(
         adam_epsilon=training.adam_epsilon,
         gradient_checkpointing=bool(training.gradient_checkpointing),
         activation_offloading=training.activation_offloading,
+        torch_compile=bool(training.torch_compile),
         precision=machine.precision,
         device=machine.device,
         seed=training.seed,

@@ -46,6 +46,7 @@ class TrainJob:
     run_name: str | None
     is_padding_free: bool
     activation_offloading: bool = False
+    torch_compile: bool = False
     loraplus_lr_ratio: float | None = None
     resume_from: Path | None = None
 

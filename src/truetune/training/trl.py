@@ -23,6 +23,7 @@ from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import Packed, Tokenized
 from truetune.errors import BackendError
 from truetune.listener import Listener
+from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.job import TrainJob, TrainResult
@@ -64,6 +65,7 @@ class Engine(SFTTrainer):
         can_be_cut = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
         self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut)
         self._plain, self._head = self.model, provable_head(self.model)
+        self._layers = CompiledLayers()
         # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
         for parameter in self.model.parameters():
             if parameter.requires_grad and getattr(self.model, "is_quantized", False):
@@ -127,11 +129,24 @@ class Engine(SFTTrainer):
 
     def _learn(self, model: Any, batch: dict[str, Any], count: Any) -> Any:
         pieces = slices(batch, self._room.tokens)
-        with cast_once(self.model):
+        with cast_once(self.model), self._layers.in_use():
             losses = [super(Engine, self).training_step(model, each, count) for each in pieces]
         loss = torch.stack(losses).sum()
         self._step.add(loss=loss)
         return loss
+
+    def compile_layers(self) -> None:
+        """Has the model's layers compiled for training, where torch can and they prove to compute the same."""
+        self.listener.say("compiling the model's layers, which takes about half a minute")
+        _, inputs = _without_weights(self._prepare_inputs(self.data_collator([self.train_dataset[0]])))
+        layers, restore = CompiledLayers(self.model.train()), random_state()
+        with self.compute_loss_context_manager(), cast_once(self.model):
+            problem = layers.problem(lambda: self.score(self.model, inputs))
+        restore()
+        if problem:
+            self.listener.warn(f"the model's layers are not compiled: {problem}")
+        else:
+            self._layers = layers
 
     def _give_way(self, failure: str, batches: Sequence[dict[str, Any]], place: str, *, model: Any) -> None:
         """Makes room for the batches; BackendError where nothing is left to do, with the last step saved."""
@@ -144,6 +159,8 @@ class Engine(SFTTrainer):
                 hint="lower training.per_device_train_batch_size, data.max_length or adapter.r, set "
                 "model.load_in_4bit, or take a machine with more memory",
             )
+        if getattr(self.model, f"is_{CHECKPOINTING}"):
+            self._layers = CompiledLayers()  # They were compiled to keep their activations.
         self.listener.warn(
             f"out of memory in {place} ({failure}): computed again, and all that follows, with {measure}; "
             "the rows of a step and its gradient stay the same"
@@ -280,6 +297,8 @@ def build_engine(
     )
     engine.loraplus_lr_ratio = job.loraplus_lr_ratio
     engine.remove_callback(PrinterCallback)
+    if job.torch_compile:
+        engine.compile_layers()
     return engine
 
 

@@ -13,6 +13,8 @@ turns, each time in a process of its own:
     trl         TRL's defaults: bf16 autocast, packs, gradient checkpointing
     trl-best    TRL's fastest settings that were found; engine_trl.py has those that were tried, and why
     truetune    truetune with whatever it decides by itself
+    compiled    truetune with `training.torch_compile`, which it decides for by itself in runs of over nine minutes;
+                on request only. Compiling belongs to the first step, which is not timed
     llamafactory  LLaMA-Factory 0.9.5 with neat_packing, in the environment DIR that bench/llamafactory.sh makes
 
 Printed are medians over the repeats, with their range: real tokens per second of the timed steps (the first steps
@@ -59,6 +61,8 @@ from trial import LORA, Measure, Workload
 
 REFERENCE = "trl-best"
 CHECKED = ("truetune", "llamafactory")
+COMPILED = "compiled"
+"""truetune with its layers compiled, which it does by itself in runs of over nine minutes; not a usual contestant."""
 """Contestants that get their rows in a form of their own, and count what they compute."""
 
 
@@ -76,7 +80,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--losses", nargs="+", choices=["all", "answers"], default=["all", "answers"])
     parser.add_argument("--tokens", type=int, default=2048, help="per optimizer step")
-    parser.add_argument("--contestants", nargs="+", choices=[*usual, *EXTRA], default=usual)
+    parser.add_argument("--contestants", nargs="+", choices=[*usual, *EXTRA, COMPILED], default=usual)
     parser.add_argument("--llamafactory", type=Path, metavar="DIR", help="environment of bench/llamafactory.sh")
     parser.add_argument("--grow", action="store_true")
     options = settle(parser, lengths=[256], tokens=1024, losses=["answers"])

@@ -16,9 +16,10 @@ from trl.trainer.utils import FusedCausalLMOutput
 from conftest import tiny_model
 from tiny_runs import ROWS, TOKENIZER, job
 from truetune.listener import LogListener
+from truetune.training.arguments import sft_arguments
 from truetune.training.monitor import GuardedTracker
 from truetune.training.room import CHECKPOINTING
-from truetune.training.trl import Engine, _arguments, build_engine
+from truetune.training.trl import Engine, build_engine
 
 OVERRIDDEN = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -63,7 +64,7 @@ def test_generation_marks_come_as_character_spans() -> None:
 
 
 def test_sft_config_takes_every_setting_we_send() -> None:
-    tree = ast.parse(inspect.getsource(_arguments))
+    tree = ast.parse(inspect.getsource(sft_arguments))
     call = next(
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "SFTConfig"
     )
@@ -74,7 +75,7 @@ def test_sft_config_takes_every_setting_we_send() -> None:
 
 def test_what_decides_over_loss_and_gradients_is_said_and_not_left_to_a_default(tmp_path: Path) -> None:
     """SFTConfig's own defaults differ from TrainingArguments' and from the guide's."""
-    settings = _arguments(job(tmp_path), has_validation=False)
+    settings = sft_arguments(job(tmp_path), has_validation=False)
     assert settings.average_tokens_across_devices
     assert settings.label_smoothing_factor == 0
     assert settings.loss_type == "nll"

@@ -18,7 +18,8 @@ from truetune.listener import LogListener
 from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.fused_blocks import fuse_blocks
-from truetune.training.trl import Engine, _arguments, build_engine
+from truetune.training.arguments import sft_arguments
+from truetune.training.trl import Engine, build_engine
 
 
 def test_trl_offloads_around_each_training_step_which_is_where_our_slices_are_computed() -> None:
@@ -30,7 +31,9 @@ def test_trl_offloads_around_each_training_step_which_is_where_our_slices_are_co
 
 @pytest.mark.parametrize("is_on", [True, False])
 def test_the_setting_reaches_trl(tmp_path: Path, is_on: bool) -> None:
-    assert _arguments(job(tmp_path, activation_offloading=is_on), has_validation=False).activation_offloading is is_on
+    assert (
+        sft_arguments(job(tmp_path, activation_offloading=is_on), has_validation=False).activation_offloading is is_on
+    )
 
 
 @pytest.mark.parametrize("use_streams", [True, False])

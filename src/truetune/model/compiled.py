@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils.other import is_repeated_blocks
 from torch import Tensor, nn
 
 from truetune.errors import first_line
@@ -69,7 +68,7 @@ class CompiledLayers:
 def _repeated(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks of the outermost lists of blocks of one kind, but for those that have a forward put on them."""
     for child in module.children():
-        if is_repeated_blocks(child) and len(child) > 1:
+        if isinstance(child, nn.ModuleList) and len(child) > 1 and len(set(map(type, child))) == 1:
             yield from (block for block in child.children() if "forward" not in vars(block))
         else:
             yield from _repeated(child)

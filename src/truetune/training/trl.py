@@ -5,7 +5,6 @@ it has none, through the methods overridden in `Engine`, which tests/training/te
 installed version.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import Packed, Tokenized
@@ -26,6 +25,7 @@ from truetune.listener import Listener
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
 from truetune.model.tokenizer import pad_token_id
+from truetune.training.arguments import sft_arguments
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.loss import provable_head
 from truetune.training.monitor import (
@@ -286,7 +286,7 @@ def build_engine(
     engine = kind(
         listener=listener,
         model=model,
-        args=_arguments(job, has_validation=bool(validation)),
+        args=sft_arguments(job, has_validation=bool(validation)),
         train_dataset=_dataset(train),
         eval_dataset=_dataset(validation) if validation else None,
         data_collator=collate
@@ -341,63 +341,6 @@ def peak_memory_bytes(device: str) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
-    """Every value explicit: SFTConfig's own defaults differ from TrainingArguments' and from the guide's."""
-    evaluates = has_validation and job.eval_strategy != "no"
-    keeps_best = evaluates and job.load_best_model_at_end
-    return SFTConfig(
-        output_dir=str(job.output_dir),
-        num_train_epochs=job.num_train_epochs,
-        max_steps=job.max_steps,
-        per_device_train_batch_size=job.per_device_train_batch_size,
-        per_device_eval_batch_size=job.per_device_eval_batch_size,
-        gradient_accumulation_steps=job.gradient_accumulation_steps,
-        learning_rate=job.learning_rate,
-        lr_scheduler_type=job.lr_scheduler_type,
-        warmup_steps=job.warmup_steps,
-        weight_decay=job.weight_decay,
-        max_grad_norm=job.max_grad_norm,
-        optim=job.optim,
-        adam_beta1=job.adam_beta1,
-        adam_beta2=job.adam_beta2,
-        adam_epsilon=job.adam_epsilon,
-        bf16=job.precision == "bf16",
-        fp16=job.precision == "fp16",
-        use_cpu=job.device == "cpu",
-        seed=job.seed,
-        data_seed=job.seed,
-        eval_strategy=job.eval_strategy if evaluates else "no",
-        eval_steps=job.eval_steps,
-        eval_on_start=evaluates and job.resume_from is None,
-        save_strategy=job.save_strategy,
-        save_steps=job.save_steps,
-        # With a limit of 1, Trainer ends by deleting the newest checkpoint where another one is the best.
-        save_total_limit=2 if keeps_best and job.save_total_limit == 1 else job.save_total_limit,
-        load_best_model_at_end=keeps_best,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
-        logging_steps=job.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        run_name=job.run_name,
-        # Trackio's project comes by this argument only, W&B's by the environment only: see tracker_environment.
-        project=os.environ.get("TRACKIO_PROJECT", "huggingface"),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=job.device == "cuda",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        padding_free=False,
-        activation_offloading=job.activation_offloading,
-        **{
-            CHECKPOINTING: job.gradient_checkpointing,
-            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if job.gradient_checkpointing else None,
-        },
-    )
 
 
 def _dataset(rows: Sequence[Tokenized | Packed]) -> Dataset:

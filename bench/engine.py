@@ -60,9 +60,9 @@ from side_by_side import (
 from trial import LORA, Measure, Workload
 
 REFERENCE = "trl-best"
-CHECKED = ("truetune", "llamafactory")
 COMPILED = "compiled"
 """truetune with its layers compiled, which it does by itself in runs of over nine minutes; not a usual contestant."""
+CHECKED = ("truetune", "llamafactory")
 """Contestants that get their rows in a form of their own, and count what they compute."""
 
 

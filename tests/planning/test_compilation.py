@@ -34,6 +34,7 @@ def test_a_short_run_is_not() -> None:
     assert choice.value is False
     assert "about 6 minutes" in choice.reason
     assert "too short" in choice.reason
+    assert "a minute or less of training" in compilation(replace(DAY, tokens=10_000)).reason
 
 
 def test_weights_that_learn_take_longer_than_frozen_ones() -> None:

@@ -39,9 +39,7 @@ class CompiledLayers:
         """
         try:
             calls = self._calls(run)
-            self._forwards = {
-                layer: each for layer, each in self._forwards.items() if _needs_gradient(calls.get(layer))
-            }
+            self._forwards = {layer: each for layer, each in self._forwards.items() if layer in calls}
             for layer, compiled in self._forwards.items():
                 if not _are_close(_tried(layer, compiled, calls[layer]), _tried(layer, layer.forward, calls[layer])):
                     return "what they compute is not the same then"
@@ -50,11 +48,12 @@ class CompiledLayers:
         return None if self._forwards else "it has no layers that repeat and learn"
 
     def _calls(self, run: Callable[[], Any]) -> dict[nn.Module, _Call]:
-        """What each layer is called with."""
+        """What each layer is called with, if its input needs a gradient."""
         calls: dict[nn.Module, _Call] = {}
 
         def keep(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            calls[layer] = args, options
+            if args and isinstance(args[0], Tensor) and args[0].requires_grad:
+                calls[layer] = (args[0].detach(), *args[1:]), options  # Without the graph that it hangs on.
 
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self._forwards]
         try:
@@ -72,10 +71,6 @@ def _repeated(module: nn.Module) -> Iterator[nn.Module]:
             yield from (block for block in child.children() if "forward" not in vars(block))
         else:
             yield from _repeated(child)
-
-
-def _needs_gradient(call: _Call | None) -> bool:
-    return bool(call and call[0] and isinstance(call[0][0], Tensor) and call[0][0].requires_grad)
 
 
 def _tried(layer: nn.Module, forward: Callable[..., Any], call: _Call) -> list[Tensor]:

@@ -49,7 +49,8 @@ def compilation(run: LongRun) -> Choice:
     name = "training.torch_compile"
     if against := next(_against(run), None):
         return Choice(name, False, against)
-    length = f"about {run.seconds / 60:,.0f} minutes of training by a rough estimate"
+    minutes = f"about {run.seconds / 60:,.0f} minutes" if run.seconds >= 90 else "a minute or less"
+    length = f"{minutes} of training by a rough estimate"
     if run.seconds < _LEAST:
         return Choice(name, False, f"{length}: too short to gain from it")
     return Choice(name, True, f"{length}: compiling takes {_TAKES:.0f} seconds and saves {_SAVES:.0%}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_blocks import fuse_blocks
-from truetune.training.trl import build_engine
+from truetune.training.monitor import MetricsCallback
+from truetune.training.slices import TOKENS
+from truetune.training.trl import build_engine, train
 
 PACKS = pack(ROWS, max_length=150)
 
 
-def fitted(name: str = "Llama") -> Any:
+def fitted(name: str = "Llama", dtype: torch.dtype = torch.float32) -> Any:
     """A tiny model as a run has it, with an adapter that is no longer nothing."""
-    model = architecture(name)
+    model = architecture(name).to(dtype)
     fuse_blocks(model)
     assert fit_attention(model)
     adapted = add_adapter(model, LORA, seed=1)
@@ -51,6 +54,33 @@ def test_a_training_with_compiled_layers_is_the_training_without(tmp_path: Path,
 
 def fitted_weights(name: str) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in fitted(name).parameters() if value.requires_grad])
+
+
+def graphs() -> int:
+    """How many graphs torch has compiled so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_tried_is_what_trains(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled anew in a step, not for other lengths either, and a slice at most is tried."""
+    monkeypatch.setitem(TOKENS, "cpu", 60)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = job(tmp_path, torch_compile=True, precision=precision, max_steps=4)
+    engine = build_engine(
+        settings,
+        model=fitted(dtype=torch.bfloat16 if precision == "bf16" else torch.float32),
+        tokenizer=TOKENIZER,
+        train=PACKS,
+        validation=(),
+        listener=Heard(),
+    )
+    before = graphs()
+    assert before == 1
+    train(engine, settings, metrics=MetricsCallback([].append))
+    assert graphs() == before
+    assert engine._first_slice()["input_ids"].numel() < 120
 
 
 def test_a_resumed_training_with_compiled_layers_ends_at_the_same_bits(tmp_path: Path) -> None:
@@ -115,10 +145,21 @@ def test_layers_that_compute_otherwise_or_cannot_be_compiled_are_left_alone() ->
 def test_a_training_whose_layers_cannot_be_compiled_says_why_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truetune.model.compiled._are_close", lambda *_: False)
-    run = Trained(tmp_path, ROWS, model=tiny_model(), max_steps=1, torch_compile=True)
-    assert "the model's layers are not compiled: what they compute is not the same then" in run.heard.warnings
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run = trained(tmp_path, max_steps=1, torch_compile=True)
+    (warning,) = run.heard.warnings
+    assert warning.startswith("the model's layers are not compiled: torch compiles with no-such-compiler")
     assert math.isfinite(run.logged("loss")[0])
+
+
+def test_padded_rows_and_dropout_are_not_compiled(tmp_path: Path) -> None:
+    padded = Trained(
+        tmp_path / "padded", ROWS, model=tiny_model(), max_steps=1, is_padding_free=False, torch_compile=True
+    )
+    assert "rows are padded" in padded.heard.warnings[0]
+    model = add_adapter(tiny_model(), replace(LORA, lora_dropout=0.1), seed=1)
+    dropping = Trained(tmp_path / "dropping", ROWS, model=model, **settings)
+    assert "another dropout" in dropping.heard.warnings[0]
 
 
 def test_what_is_tried_draws_no_random_numbers_of_the_run(tmp_path: Path) -> None:
@@ -138,5 +179,10 @@ def test_what_is_tried_draws_no_random_numbers_of_the_run(tmp_path: Path) -> Non
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
+
+    def draw(*_: Any) -> None:
+        torch.rand(3)
+
+    next(iter(tried._layers._forwards)).register_forward_pre_hook(draw)
     tried.compile_layers()
     assert torch.equal(torch.rand(1), expected)

@@ -213,12 +213,3 @@ def test_a_short_run_is_not_compiled_and_says_why(tiny_base: Path, tmp_path: Pat
     assert run.config.training.torch_compile is False
     (line,) = [line for line in heard.lines if line.startswith("training.torch_compile")]
     assert "too short to gain from it" in line
-
-
-def test_a_machine_without_a_compiler_refuses_to_compile_before_data_is_read(
-    tiny_base: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(truetune.BackendError) as caught:
-        truetune.train(model=str(tiny_base), data=broken, torch_compile=True, device="cpu")
-    assert all(word in str(caught.value) for word in ("torch_compile", "no-such-compiler", "CXX"))

@@ -280,7 +280,10 @@ def _weights(queries: Tensor, keys: Tensor, places: tuple[slice, slice], rule: _
         scores = scores.mul_(rule.softcap)
     block, seen = places
     by_query = scores.view(len(keys), -1, block.stop - block.start, seen.stop - seen.start)
-    by_query += _unseen(block.start - seen.start, *by_query.shape[2:], rule.window, scores.dtype)
+    # Without a window all keys before the block are seen, and one small mask serves every block.
+    length, width = by_query.shape[2:]
+    masked = width if rule.window else length
+    by_query[..., -masked:] += _unseen(masked - length, length, masked, rule.window, scores.dtype)
     return torch.softmax(scores, dim=-1), slope
 
 

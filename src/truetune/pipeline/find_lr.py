@@ -237,7 +237,7 @@ class _RangeTraining:
 def range_job(job: TrainJob, *, steps: int) -> TrainJob:
     """The run's job as a test of so many rates: one more step, which reads the loss that the last rate left.
 
-    No warm-up, no schedule, no validation, no checkpoint; all else is the run's.
+    No warm-up, no schedule, no validation, no checkpoint, nothing compiled; all else is the run's.
     """
     return replace(
         job,
@@ -248,6 +248,7 @@ def range_job(job: TrainJob, *, steps: int) -> TrainJob:
         load_best_model_at_end=False,
         early_stopping_patience=None,
         save_strategy="no",
+        torch_compile=False,
         logging_steps=1,
     )
 

@@ -16,7 +16,6 @@ from truetune.model.hardware import (
     describe,
     emulated,
     free_memory,
-    lacks_compiler,
     require_dtype,
     resolve_device,
     resolve_precision,
@@ -137,11 +136,6 @@ def _require_possible(config: Config, device: Device, precision: Precision) -> N
         raise BackendError(
             f"training.activation_offloading needs a CUDA GPU (this run is on {device})",
             hint="leave it out; where memory is short, set training.gradient_checkpointing to true",
-        )
-    if config.training.torch_compile is True and device == "cpu" and (problem := lacks_compiler()):
-        raise BackendError(
-            f"training.torch_compile: {problem}",
-            hint="install it, name another in the environment's CXX, or use auto",
         )
     if precision == "fp16" and config.adapter.method == "full" and config.model.dtype == "float16":
         raise BackendError(

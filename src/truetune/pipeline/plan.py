@@ -82,6 +82,8 @@ def keep_decisions(config: Config, before: Config) -> Config:
     decided = {
         name: value for name, value in before.training if getattr(config.training, name) == "auto" and value != "auto"
     }
+    if config.training.torch_compile == "auto":
+        decided.setdefault("torch_compile", False)  # A run of an older truetune, which compiled nothing.
     packing = before.data.packing if config.data.packing == "auto" else config.data.packing
     return config.model_copy(
         update={

@@ -24,6 +24,7 @@ from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
+from truetune.model.hardware import lacks_compiler
 from truetune.model.tokenizer import pad_token_id
 from truetune.training.arguments import sft_arguments
 from truetune.training.job import TrainJob, TrainResult
@@ -137,21 +138,38 @@ class Engine(SFTTrainer):
 
     def compile_layers(self) -> None:
         """Has the model's layers compiled for training, where torch can and they prove to compute the same."""
-        self.listener.say("compiling the model's layers, which takes about half a minute")
-        _, inputs = _without_weights(self._prepare_inputs(self.data_collator([self.train_dataset[0]])))
-        layers, restore = CompiledLayers(self.model.train()), random_state()
-        with self.compute_loss_context_manager(), cast_once(self.model):
-            problem = layers.problem(lambda: self.score(self.model, inputs))
-        restore()
-        if problem:
-            self.listener.warn(f"the model's layers are not compiled: {problem}")
-        else:
-            self._layers = layers
+        if not (problem := self._obstacle()):
+            self.listener.say("compiling the model's layers, which takes about half a minute")
+            layers, restore = CompiledLayers(self.model.train()), random_state()
+            piece = self._first_slice()
+            with cast_once(self.model):
+                problem = layers.problem(lambda: self.score(self.model, piece), self.accelerator.autocast)
+            restore()
+            if not problem:
+                self._layers = layers
+                return
+        self.listener.warn(f"the model's layers are not compiled: {problem}")
+
+    def _obstacle(self) -> str | None:
+        """Why compiled layers would not be those of the training, whatever they compute when they are tried."""
+        if self.data_collator is not collate:
+            return "rows are padded, and each number of rows would be compiled for itself"
+        if self.aux_loss_enabled:
+            return "the router's loss is not seen in what a layer makes"
+        if any(isinstance(each, torch.nn.Dropout) and each.p > 0 for each in self.model.modules()):
+            return "they would draw another dropout"
+        return lacks_compiler() if self.args.device.type == "cpu" else None
+
+    def _first_slice(self) -> dict[str, Any]:
+        """What a training computes at a time, of its first rows."""
+        count = min(self.args.per_device_train_batch_size, len(self.train_dataset))
+        batch = self.data_collator([self.train_dataset[place] for place in range(count)])
+        return slices(_without_weights(self._prepare_inputs(batch))[1], self._room.tokens)[0]
 
     def _give_way(self, failure: str, batches: Sequence[dict[str, Any]], place: str, *, model: Any) -> None:
         """Makes room for the batches; BackendError where nothing is left to do, with the last step saved."""
         clear_device_cache(garbage_collection=True)
-        before = largest(batches, self._room.tokens)
+        before, kept = largest(batches, self._room.tokens), not getattr(self.model, f"is_{CHECKPOINTING}")
         measure = self._room.give_way(batches, model=model)
         if measure is None:
             raise BackendError(
@@ -159,7 +177,7 @@ class Engine(SFTTrainer):
                 hint="lower training.per_device_train_batch_size, data.max_length or adapter.r, set "
                 "model.load_in_4bit, or take a machine with more memory",
             )
-        if getattr(self.model, f"is_{CHECKPOINTING}"):
+        if kept and getattr(self.model, f"is_{CHECKPOINTING}"):
             self._layers = CompiledLayers()  # They were compiled to keep their activations.
         self.listener.warn(
             f"out of memory in {place} ({failure}): computed again, and all that follows, with {measure}; "

@@ -153,9 +153,8 @@ def test_a_training_whose_layers_cannot_be_compiled_says_why_and_goes_on(
 
 
 def test_padded_rows_and_dropout_are_not_compiled(tmp_path: Path) -> None:
-    padded = Trained(
-        tmp_path / "padded", ROWS, model=tiny_model(), max_steps=1, is_padding_free=False, torch_compile=True
-    )
+    settings: dict[str, Any] = {"max_steps": 1, "torch_compile": True}
+    padded = Trained(tmp_path / "padded", ROWS, model=tiny_model(), is_padding_free=False, **settings)
     assert "rows are padded" in padded.heard.warnings[0]
     model = add_adapter(tiny_model(), replace(LORA, lora_dropout=0.1), seed=1)
     dropping = Trained(tmp_path / "dropping", ROWS, model=model, **settings)

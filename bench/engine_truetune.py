@@ -95,9 +95,7 @@ LEVERS = {
     "slices-1024": Lever("1,024 tokens at a time", replaces=SLICES, by=in_slices_of(1024)),
     "slices-512": Lever("512 tokens at a time", replaces=SLICES, by=in_slices_of(512)),
     "accumulation": Lever("one sequence at a time, accumulated", accumulates=True),
-    "compiled": Lever(
-        "layers compiled, as in runs of over nine minutes", {"training.torch_compile": True}, keeps_losses=False
-    ),
+    "compiled": Lever("layers compiled, as in long runs", {"training.torch_compile": True}, keeps_losses=False),
     "blocks-own": Lever(
         "the model's own norms and MLPs", replaces="truetune.model.fused_blocks.fuse_blocks", by=lambda _: 0
     ),

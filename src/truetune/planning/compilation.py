@@ -9,9 +9,9 @@ from truetune.planning.hyperparameters import Choice
 _RATES = {"bf16": 80e9, "fp16": 80e9, "fp32": 30e9}
 """Operations a second that a thread reaches in a whole training of SmolLM2-135M; larger models reach more."""
 
-_SAVES, _TAKES = 0.15, 40.0
+_SAVES, _TAKES = 0.1, 40.0
 """What compiled layers save of a training's time, and the seconds that compiling takes: measured on two cores, with
-a spread from 0.05 to 0.4."""
+a spread from nothing to 0.3."""
 
 _LEAST = 2 * _TAKES / _SAVES
 """Seconds of training from which on compiling gains twice its own time."""

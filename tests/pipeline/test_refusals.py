@@ -167,20 +167,25 @@ def test_g22_two_ways_to_say_the_warm_up_are_refused_naming_both(tiny_base: Path
 # --- what auto decides about memory -----------------------------------------------------------------------
 
 
+def short_run(base: Path, folder: Path, **settings: Any) -> tuple[truetune.Run, Heard]:
+    """A run of one step, and what it said."""
+    heard = Heard()
+    run = truetune.train(
+        model=str(base),
+        data=arithmetic_rows(4),
+        output_dir=folder / "run",
+        listener=heard,
+        **{**FAST, "max_steps": 1, **settings},
+    )
+    return run, heard
+
+
 @pytest.mark.parametrize(("free", "expected"), [(64_000_000_000, False), (100_000_000, True), (None, False)])
 def test_checkpointing_follows_what_is_free_and_the_run_says_the_numbers(
     free: int | None, expected: bool, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("truetune.pipeline.machine.free_memory", lambda _: free)
-    heard = Heard()
-    run = truetune.train(
-        model=str(tiny_base),
-        data=arithmetic_rows(4),
-        output_dir=tmp_path / "run",
-        listener=heard,
-        max_steps=1,
-        **FAST,
-    )
+    run, heard = short_run(tiny_base, tmp_path)
     assert run.config.training.gradient_checkpointing is expected
     (line,) = [line for line in heard.lines if line.startswith("training.gradient_checkpointing")]
     assert "needs about 0.4 GB" in line
@@ -188,11 +193,7 @@ def test_checkpointing_follows_what_is_free_and_the_run_says_the_numbers(
 
 
 def test_checkpointing_that_is_asked_for_is_not_decided(tiny_base: Path, tmp_path: Path) -> None:
-    heard = Heard()
-    settings = {**FAST, "max_steps": 1, "gradient_checkpointing": True}
-    run = truetune.train(
-        model=str(tiny_base), data=arithmetic_rows(4), output_dir=tmp_path / "run", listener=heard, **settings
-    )
+    run, heard = short_run(tiny_base, tmp_path, gradient_checkpointing=True)
     assert run.config.training.gradient_checkpointing is True
     assert "training.gradient_checkpointing:" not in heard.text()
 
@@ -201,15 +202,7 @@ def test_checkpointing_that_is_asked_for_is_not_decided(tiny_base: Path, tmp_pat
 
 
 def test_a_short_run_is_not_compiled_and_says_why(tiny_base: Path, tmp_path: Path) -> None:
-    heard = Heard()
-    run = truetune.train(
-        model=str(tiny_base),
-        data=arithmetic_rows(4),
-        output_dir=tmp_path / "run",
-        listener=heard,
-        max_steps=1,
-        **FAST,
-    )
+    run, heard = short_run(tiny_base, tmp_path)
     assert run.config.training.torch_compile is False
     (line,) = [line for line in heard.lines if line.startswith("training.torch_compile")]
     assert "too short to gain from it" in line

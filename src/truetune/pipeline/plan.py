@@ -56,9 +56,10 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     sequences = _sequences(config, prepared, lengths)
     steps = schedule(len(sequences), lengths)
     is_packed = isinstance(sequences, PackedRows)
-    work = _workload(config, machine, prepared, is_packed=is_packed)
-    tokens = round(sum(_lengths(prepared.train)) * steps.total_steps / steps.steps_per_epoch)
-    choices = tuple(_choices(config, machine, steps, work, tokens, is_packed=is_packed))
+    tokens = _tokens_of_rows(prepared.train)
+    work = _workload(config, machine, prepared, longest=max(tokens), is_packed=is_packed)
+    total = round(sum(tokens) * steps.total_steps / steps.steps_per_epoch)
+    choices = tuple(_choices(config, machine, steps, work, total, is_packed=is_packed))
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)
     warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
@@ -102,14 +103,15 @@ def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> S
     return packs if packing is True or is_worth_packing(len(packs), lengths) else prepared.train
 
 
-def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is_packed: bool) -> Workload:
+def _workload(
+    config: Config, machine: Machine, prepared: PreparedDataset, *, longest: int, is_packed: bool
+) -> Workload:
     """What the run asks of memory."""
     from truetune.training.loss import CHUNK
     from truetune.training.slices import TOKENS
 
     adapter, training, shape = config.adapter, config.training, machine.shape
     is_lora = adapter.method == "lora"
-    longest = max(_lengths(prepared.train))
     whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
     return Workload(
         device=machine.device,
@@ -132,7 +134,7 @@ def _workload(config: Config, machine: Machine, prepared: PreparedDataset, *, is
     )
 
 
-def _lengths(rows: Sequence[Tokenized]) -> list[int]:
+def _tokens_of_rows(rows: Sequence[Tokenized]) -> list[int]:
     return list(map(int, rows.lengths)) if isinstance(rows, StoredRows) else [len(row.input_ids) for row in rows]
 
 

@@ -84,9 +84,9 @@ LEVERS = {
     "4bit": Lever("base in 4 bits", {"model.load_in_4bit": True}, keeps_losses=False, needs="bitsandbytes"),
     "8bit": Lever("base in 8 bits", {"model.load_in_8bit": True}, keeps_losses=False, needs="bitsandbytes"),
     "loss-whole": Lever(
-        "supervised tokens' logits at once, not in chunks",
-        replaces="truetune.training.loss._chunks",
-        by=lambda length: iter([slice(0, length)]),
+        "supervised tokens' logits at once, not some words at a time",
+        replaces="truetune.training.loss.words_at_a_time",
+        by=lambda *_: 1 << 40,
     ),
     "logits-whole": Lever(
         "the model's own logits, of all tokens", replaces="truetune.training.trl.provable_head", by=lambda _: None

@@ -18,7 +18,7 @@ from truetune.model.shape import ModelShape, configured_shape, shape_of
 from truetune.model.source import resolve_model
 from truetune.planning.hyperparameters import gradient_checkpointing
 from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
-from truetune.training.loss import CHUNK, provable_head
+from truetune.training.loss import provable_head, words_at_a_time
 
 LORA = LoraSettings(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", bias="none")
 TOKENS, SAMPLE = 1024, 128
@@ -33,7 +33,7 @@ LORA_BF16 = Workload(
     optim="adamw_torch_fused",
     offloads=False,
     tokens=TOKENS,
-    chunk=CHUNK,
+    words=words_at_a_time(TOKENS, "cpu"),
     longest=SAMPLE,
 )
 LORA_FP32 = replace(LORA_BF16, dtype="float32", precision="fp32")

@@ -107,11 +107,17 @@ def _workload(
     config: Config, machine: Machine, prepared: PreparedDataset, *, longest: int, is_packed: bool
 ) -> Workload:
     """What the run asks of memory."""
-    from truetune.training.loss import CHUNK
+    from truetune.training.loss import words_at_a_time
     from truetune.training.slices import TOKENS
 
     adapter, training, shape = config.adapter, config.training, machine.shape
     is_lora = adapter.method == "lora"
+    tokens = tokens_at_a_time(
+        limit=TOKENS.get(machine.device),
+        batch=training.per_device_train_batch_size,
+        sequence=prepared.report.stats["max_length"] if is_packed else longest,
+        longest=longest,
+    )
     whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
     return Workload(
         device=machine.device,
@@ -123,13 +129,8 @@ def _workload(
         precision=machine.precision,
         optim=training.optim,
         offloads=training.activation_offloading,
-        tokens=tokens_at_a_time(
-            limit=TOKENS.get(machine.device),
-            batch=training.per_device_train_batch_size,
-            sequence=prepared.report.stats["max_length"] if is_packed else longest,
-            longest=longest,
-        ),
-        chunk=CHUNK,
+        tokens=tokens,
+        words=words_at_a_time(tokens, machine.device),
         longest=longest,
     )
 

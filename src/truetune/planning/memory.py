@@ -20,7 +20,7 @@ _KEPT = {"gated": 1.0, "other": 1.8, "mixture": 2.3}
 """What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.5, GPT-NeoX 1.06, Mixtral 2.3."""
 
 _LOGITS_COPIES = 3
-"""How often a chunk's logits are held: as made, in fp32, as a gradient."""
+"""How often logits are held: as made, in fp32, as a gradient."""
 
 _ON_THE_WAY = 2
 """Layers whose offloaded activations are still, or again, on the GPU: a guess, not measured."""
@@ -34,7 +34,7 @@ class Workload:
     """What is trained, and how much at a time.
 
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
-    the logits of a `chunk` of them; the `longest` sample among them matters where attention keeps its scores. `dtype`
+    the logits of so many `words` for each of them; the `longest` sample among them matters where attention keeps its scores. `dtype`
     is torch's name of the base's.
     """
 
@@ -49,7 +49,7 @@ class Workload:
     optim: str
     offloads: bool
     tokens: int
-    chunk: int
+    words: int
     longest: int
 
 
@@ -58,7 +58,7 @@ class Memory:
     """Bytes at the peak, which is where the forward pass has ended.
 
     `weights` do not learn, `trained` are those that do, with their gradients; `casts` are copies in the dtype it
-    computes in. `logits` or `backward`, whichever is more, comes on top: one chunk's logits, one layer's gradients.
+    computes in. `logits` or `backward`, whichever is more, comes on top: some words' logits, one layer's gradients.
     """
 
     weights: int
@@ -85,7 +85,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
         casts=_casts(shape, work),
         optimizer=round(work.trained * _state_bytes(work.optim)),
         activations=round(work.tokens * (_all_layers(shape, work, checkpointing) + 2 * shape.hidden * computed)),
-        logits=min(work.chunk, work.tokens) * shape.vocabulary * 4 * _LOGITS_COPIES,
+        logits=work.tokens * min(work.words, shape.vocabulary) * 4 * _LOGITS_COPIES,
         backward=round(work.tokens * 6 * shape.intermediate * computed) + _largest_dequantized(shape, work),
     )
 

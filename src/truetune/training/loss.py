@@ -1,7 +1,9 @@
-"""The loss of the supervised tokens alone, a chunk at a time: all logits of a batch are never held.
+"""The loss of the supervised tokens alone, some words of the vocabulary at a time: all logits are never held.
 
-The log-probability of each target, as cross-entropy takes it, from the hidden states before the output layer. Where
-that layer is frozen, as under LoRA, the gradient of the hidden states is formed while the logits are there anyway.
+The log-probability of each target, as cross-entropy takes it, from the hidden states before the output layer: sums
+over the words are kept up as each part of the vocabulary comes (online softmax, arXiv 1805.02867), so that its weights
+are read once. Where the output layer is frozen, as under LoRA, the gradient of the hidden states is summed up with
+them.
 """
 
 from collections.abc import Iterator
@@ -11,8 +13,17 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-CHUNK = 128
-"""Tokens whose logits are held at a time."""
+_LOGITS = {"cpu": 1 << 20}
+"""Logits that are held at a time: on a CPU what its caches hold."""
+_LOGITS_ELSEWHERE = 1 << 24
+_FEWEST_WORDS = 1024
+"""Words at a time, however many tokens there are: with fewer, a product takes as long as with these."""
+
+
+def words_at_a_time(tokens: int, device: str) -> int:
+    """How many words' logits are held at a time, for so many tokens."""
+    words = _LOGITS.get(device, _LOGITS_ELSEWHERE) // max(tokens, 1)
+    return max(_FEWEST_WORDS, words // _FEWEST_WORDS * _FEWEST_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,16 @@ class Head:
             logits *= self.scale
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def through(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The gradient of what the output layer gives, from that of the logits; overwrites both."""
-        if self.softcap is not None:
-            gradient *= logits.div_(self.softcap).square_().neg_().add_(1.0)
-        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """How fast the softcap lets these logits rise; None where there is none."""
+        return None if self.softcap is None else 1.0 - (logits / self.softcap).square_()
+
+    def parts(self, words: int) -> Iterator[tuple[int, "Head"]]:
+        """The heads of so many words each, with the place of their first."""
+        for start in range(0, len(self.weight), words):
+            part = slice(start, start + words)
+            bias = None if self.bias is None else self.bias[part]
+            yield start, Head(self.weight[part], bias, self.scale, self.softcap)
 
 
 def log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,27 +85,17 @@ class _LogProbs(torch.autograd.Function):
         targets: torch.Tensor,
         head: Head,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        normalizers = torch.empty_like(values)
-        is_top1 = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         is_frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-        gradient = torch.empty_like(hidden) if is_frozen and ctx.needs_input_grad[0] else None
-        for part in _chunks(len(hidden)):
-            logits, wanted = head.logits(hidden[part]), targets[part, None]
-            highest, likeliest = logits.max(dim=-1)
-            is_top1[part] = likeliest == targets[part]
-            reached = logits.gather(1, wanted)[:, 0]
-            kept = logits.clone() if head.softcap is not None and gradient is not None else logits
-            total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
-            normalizers[part] = highest + total.log()
-            values[part] = reached - normalizers[part]
-            if gradient is not None:
-                piece = head.through(_less(logits.mul_(-1.0 / total[:, None]), wanted), kept).to(hidden.dtype)
-                gradient[part] = piece @ weight.to(hidden.dtype)
+        sums = _Sums(hidden, targets, pulls=is_frozen and ctx.needs_input_grad[0])
+        for start, part in head.parts(words_at_a_time(len(hidden), hidden.device.type)):
+            sums.add(start, part)
+        normalizers = (sums.highest + sums.total.log())[:, 0]
+        is_top1 = sums.likeliest[:, 0] == targets
+        gradient = sums.gradient(head)
         ctx.head, ctx.has_gradient = head, gradient is not None
         ctx.save_for_backward(*((gradient,) if gradient is not None else (hidden, targets, normalizers)))
         ctx.mark_non_differentiable(is_top1)
-        return values, is_top1
+        return sums.reached[:, 0] - normalizers, is_top1
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
@@ -99,39 +105,81 @@ class _LogProbs(torch.autograd.Function):
         return _recomputed(ctx, upstream)
 
 
+class _Sums:
+    """What the words so far come to, for each of the tokens.
+
+    `highest` is the highest of their logits and `likeliest` its word, `total` the sum of exp(logit - highest),
+    `reached` the target's logit, and `pull` the sum of the words' weights, each by its share in the total.
+    """
+
+    def __init__(self, hidden: torch.Tensor, targets: torch.Tensor, *, pulls: bool) -> None:
+        self._hidden, self._targets = hidden, targets[:, None]
+        self.highest = torch.full(self._targets.shape, float("-inf"), device=hidden.device)
+        self.total, self.reached = (torch.zeros_like(self.highest) for _ in range(2))
+        self.likeliest = torch.zeros_like(self._targets)
+        self.pull = torch.zeros_like(hidden, dtype=torch.float32) if pulls else None
+
+    def add(self, start: int, part: Head) -> None:
+        """Counts in the words from `start` on, whose head this is."""
+        logits = part.logits(self._hidden)
+        slope = None if self.pull is None else part.slope(logits)
+        place, is_there = _places(self._targets, start, len(part.weight))
+        self.reached = torch.where(is_there, logits.gather(1, place), self.reached)
+        top, word = logits.max(dim=-1, keepdim=True)
+        self.likeliest = torch.where(top > self.highest, word + start, self.likeliest)
+        before, self.highest = self.highest, self.highest.maximum(top)
+        shrunk = (before - self.highest).exp_()
+        powers = logits.sub_(self.highest).exp_()
+        self.total.mul_(shrunk).add_(powers.sum(dim=-1, keepdim=True))
+        if self.pull is not None:
+            powers = (powers if slope is None else powers.mul_(slope)).to(self._hidden.dtype)
+            self.pull.mul_(shrunk).add_(powers @ part.weight.to(self._hidden.dtype))
+
+    def gradient(self, head: Head) -> torch.Tensor | None:
+        """The gradient of the hidden states, once all words are counted in."""
+        if self.pull is None:
+            return None
+        wanted, slope = head.weight[self._targets[:, 0]].float(), head.slope(self.reached)
+        gradient = (wanted if slope is None else wanted * slope).sub_(self.pull.div_(self.total))
+        return gradient.mul_(head.scale).to(self._hidden.dtype)
+
+
+def _places(targets: torch.Tensor, start: int, words: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the targets stand among the words from `start` on, and whether they do."""
+    place = targets - start
+    return place.clamp(0, words - 1), (place >= 0) & (place < words)
+
+
 def _recomputed(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """The gradients of hidden states, weight and bias: of a trained output layer they need the upstream gradient."""
     hidden, targets, normalizers = ctx.saved_tensors
     head: Head = ctx.head
-    of_hidden = torch.empty_like(hidden)
-    learned = head.weight if ctx.needs_input_grad[1] else None, head.bias if ctx.needs_input_grad[2] else None
-    of_weight, of_bias = (None if each is None else torch.zeros_like(each, dtype=torch.float32) for each in learned)
-    for part in _chunks(len(hidden)):
-        piece = _gradient(head.logits(hidden[part]), normalizers[part], targets[part, None], head)
-        piece *= upstream[part, None]
+    of_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+    of_weight = torch.empty_like(head.weight) if ctx.needs_input_grad[1] else None
+    of_bias = torch.empty_like(head.bias) if head.bias is not None and ctx.needs_input_grad[2] else None
+    for start, part in head.parts(words_at_a_time(len(hidden), hidden.device.type)):
+        words = slice(start, start + len(part.weight))
+        piece = _gradient(part, hidden, *_places(targets[:, None], start, len(part.weight)), normalizers[:, None])
+        piece *= upstream[:, None]
         if of_bias is not None:
-            of_bias += piece.sum(0)
+            of_bias[words] = piece.sum(0)
         piece = piece.to(hidden.dtype)
-        of_hidden[part] = piece @ head.weight.to(hidden.dtype)
+        of_hidden += piece @ part.weight.to(hidden.dtype)
         if of_weight is not None:
-            of_weight += piece.T @ hidden[part]
-    # Autograd casts them to the dtypes of weight and bias.
-    return of_hidden, of_weight, of_bias, None, None
+            of_weight[words] = piece.T @ hidden
+    return of_hidden.to(hidden.dtype), of_weight, of_bias, None, None
 
 
-def _gradient(logits: torch.Tensor, normalizer: torch.Tensor, wanted: torch.Tensor, head: Head) -> torch.Tensor:
-    """The gradient of the targets' log-probabilities at the output layer; overwrites the logits."""
-    kept = logits.clone() if head.softcap is not None else logits
-    return head.through(_less(logits.sub_(normalizer[:, None]).exp_().neg_(), wanted), kept)
-
-
-def _less(negated: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """One at each target, less every token's probability."""
-    return negated.scatter_add_(1, wanted, torch.ones_like(wanted, dtype=negated.dtype))
-
-
-def _chunks(length: int) -> Iterator[slice]:
-    return (slice(start, start + CHUNK) for start in range(0, length, CHUNK))
+def _gradient(
+    part: Head, hidden: torch.Tensor, place: torch.Tensor, is_there: torch.Tensor, normalizers: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of the targets' log-probabilities at the words' outputs: one at a target, less the probability."""
+    logits = part.logits(hidden)
+    slope = part.slope(logits)
+    gradient = logits.sub_(normalizers).exp_().neg_().scatter_add_(1, place, is_there.to(logits.dtype))
+    if slope is not None:
+        gradient *= slope
+    return gradient.mul_(part.scale)
 
 
 # --- a model's own head -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from truetune.planning.compilation import LongRun, compilation
 DAY = LongRun(
     tokens=30_000_000,
     parameters=135_000_000,
-    are_adapters=True,
+    are_adapters=False,
     device="cpu",
     precision="bf16",
     threads=2,
@@ -26,19 +26,24 @@ DAY = LongRun(
 def test_a_long_run_on_a_cpu_is_compiled_and_says_how_long_it_is() -> None:
     choice = compilation(DAY)
     assert (choice.name, choice.value) == ("training.torch_compile", True)
-    assert "about 1,688 minutes of training" in choice.reason
+    assert "about 2,531 minutes of training" in choice.reason
+
+
+def test_adapters_are_compiled_on_a_single_thread_only() -> None:
+    assert "side by side" in compilation(replace(DAY, are_adapters=True)).reason
+    assert compilation(replace(DAY, are_adapters=True, threads=1)).value is True
 
 
 def test_a_short_run_is_not() -> None:
     choice = compilation(replace(DAY, tokens=100_000))
     assert choice.value is False
-    assert "about 6 minutes" in choice.reason
+    assert "about 8 minutes" in choice.reason
     assert "too short" in choice.reason
     assert "a minute or less of training" in compilation(replace(DAY, tokens=10_000)).reason
 
 
 def test_weights_that_learn_take_longer_than_frozen_ones() -> None:
-    assert replace(DAY, are_adapters=False).seconds == pytest.approx(1.5 * DAY.seconds)
+    assert DAY.seconds == pytest.approx(1.5 * replace(DAY, are_adapters=True).seconds)
     assert replace(DAY, threads=4).seconds == pytest.approx(DAY.seconds / 2)
 
 

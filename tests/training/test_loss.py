@@ -262,7 +262,6 @@ def test_the_first_of_equally_likely_words_is_the_likeliest_as_torch_has_it(word
 @pytest.mark.usefixtures("words")
 def test_logits_in_the_thousands_neither_overflow_nor_vanish() -> None:
     """The highest so far may be any word's: what came before shrinks to nothing, or what comes after does."""
-    hidden, targets, upstream = inputs_of(40)
     head = head_of(scale=1e3)
     values, is_top1, gradients = scored(log_probs, head, 40)
     expected, top1, by_autograd = scored(plain_log_probs, head, 40)

@@ -264,7 +264,7 @@ def test_one_of_several_processes_never_starts_over_alone(tmp_path: Path, monkey
 
     scarcity = Scarcity(model, fails)
     # The engine counts the processes when it is built, here before there are two.
-    monkeypatch.setattr("truetune.training.trl.Room", lambda tokens, can_be_cut: Room(tokens, can_be_cut=False))
+    monkeypatch.setattr("truetune.training.trl.Room", lambda tokens, **_: Room(tokens, can_be_cut=False))
     error, heard = given_up(tmp_path, model, **LASTING)
     assert scarcity.failures == 1
     assert heard.warnings == []

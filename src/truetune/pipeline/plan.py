@@ -109,11 +109,14 @@ def _workload(
     """What the run asks of memory."""
     from truetune.training.loss import words_at_a_time
     from truetune.training.slices import TOKENS
+    from truetune.training.workers import WORKERS
 
     adapter, training, shape = config.adapter, config.training, machine.shape
     is_lora = adapter.method == "lora"
+    is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none"
     tokens = tokens_at_a_time(
         limit=TOKENS.get(machine.device),
+        workers=WORKERS if is_shared else 1,
         batch=training.per_device_train_batch_size,
         sequence=prepared.report.stats["max_length"] if is_packed else longest,
         longest=longest,

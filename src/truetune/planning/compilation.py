@@ -69,5 +69,7 @@ def _against(run: LongRun) -> Iterator[str]:
         yield "compiled layers would draw another dropout"
     if run.checkpoints:
         yield "with gradient checkpointing its gain is not measured yet"
+    if run.are_adapters and run.threads > 1:
+        yield "an adapter's slices are computed side by side, which gains more, and compiled layers nothing on top"
     if run.lacks:
         yield run.lacks

@@ -34,8 +34,8 @@ class Workload:
     """What is trained, and how much at a time.
 
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
-    the logits of so many `words` for each of them; the `longest` sample among them matters where attention keeps its scores. `dtype`
-    is torch's name of the base's.
+    with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
+    scores. `dtype` is torch's name of the base's.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -90,13 +90,13 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
     )
 
 
-def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: int) -> int:
-    """The most tokens computed at once: a batch of sequences, cut between samples to about `limit`.
+def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: int, workers: int = 1) -> int:
+    """The most tokens computed at once: a batch of sequences, cut between samples to about `limit` for each worker.
 
     A slice may be half as long again as the limit, and a sample is never cut.
     """
     whole = batch * sequence
-    return whole if limit is None else min(whole, max(limit * 3 // 2, longest))
+    return whole if limit is None else min(whole, max(workers * limit * 3 // 2, longest))
 
 
 def _frozen(shape: ModelShape, work: Workload) -> float:

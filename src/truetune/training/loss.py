@@ -1,9 +1,8 @@
 """The loss of the supervised tokens alone, some words of the vocabulary at a time: all logits are never held.
 
-The log-probability of each target, as cross-entropy takes it, from the hidden states before the output layer: sums
-over the words are kept up as each part of the vocabulary comes (online softmax, arXiv 1805.02867), so that its weights
-are read once. Where the output layer is frozen, as under LoRA, the gradient of the hidden states is summed up with
-them.
+The log-probability of each target, as cross-entropy takes it, from the hidden states before the output layer. Sums
+over the words are kept up as one part of the vocabulary after the other comes (online softmax, arXiv 1805.02867).
+Where the output layer is frozen, as under LoRA, the gradient of the hidden states is summed up with them.
 """
 
 from collections.abc import Iterator
@@ -80,8 +79,8 @@ class _LogProbs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
-        _: torch.Tensor | None,
+        _weight: torch.Tensor,
+        _bias: torch.Tensor | None,
         targets: torch.Tensor,
         head: Head,
     ) -> tuple[torch.Tensor, torch.Tensor]:

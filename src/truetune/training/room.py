@@ -7,7 +7,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from truetune.errors import first_line
-from truetune.training.slices import Batch, largest
+from truetune.training.slices import Batch, largest, slices
 
 Result = TypeVar("Result")
 
@@ -17,22 +17,32 @@ CHECKPOINTING = _RENAMED if hasattr(PreTrainedModel, f"{_RENAMED}_enable") else 
 
 
 class Room:
-    """How much is computed at a time: `tokens`, or whole batches where that is None.
+    """How much is computed at a time: slices of `tokens`, or whole batches where that is None, by so many `workers`.
 
     Batches are not cut unless they `can_be_cut`: a mixture's router loss belongs to the batch as a whole, and several
     processes must cut alike.
     """
 
-    def __init__(self, tokens: int | None, *, can_be_cut: bool) -> None:
+    def __init__(self, tokens: int | None, *, can_be_cut: bool, workers: int = 1) -> None:
         self.tokens = tokens if can_be_cut else None
+        self.workers = workers if can_be_cut else 1
         self._can_be_cut = can_be_cut
+
+    def workers_for(self, pieces: Sequence[Batch]) -> int:
+        """How many of a batch's slices are computed at a time: one, if one of them is a long sample."""
+        is_short = self.tokens is not None and all(each["input_ids"].numel() <= 1.5 * self.tokens for each in pieces)
+        return self.workers if is_short and len(pieces) > 1 else 1
 
     def give_way(self, batches: Sequence[Batch], *, model: Any) -> str | None:
         """Takes the next measure against a lack of memory and says it; None if there is no more.
 
-        The slices are halved until they are single samples; then the model's activations are computed twice instead
-        of kept. `model` is None where none are kept.
+        Slices are computed one by one, then halved until they are single samples; then the model's activations are
+        computed twice instead of kept. `model` is None where none are kept.
         """
+        workers = max(self.workers_for(slices(batch, self.tokens)) for batch in batches)
+        self.workers = 1
+        if workers > 1:
+            return f"1 slice at a time instead of {workers}"
         before = largest(batches, self.tokens)
         if self._can_be_cut and (fewer := _fewer_tokens(batches, before)):
             self.tokens = fewer

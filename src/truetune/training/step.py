@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Step:
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
         self._sums: dict[str, torch.Tensor] = {}
+        self._adding = Lock()
         self._restore_random = random_state()
 
     def begin(self, batch: dict[str, Any]) -> None:
@@ -35,8 +37,10 @@ class Step:
         self.batches.append(batch)
 
     def add(self, **values: torch.Tensor) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        """From any thread."""
+        with self._adding:
+            for name, value in values.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def start_over(self) -> None:
         """Forgets the sums, and draws the same random numbers again; the batches are kept."""

@@ -41,6 +41,7 @@ from truetune.training.room import CHECKPOINTING, Room, persist
 from truetune.training.scores import Scores, score_logits, score_supervised
 from truetune.training.slices import TOKENS, largest, slices
 from truetune.training.step import Counts, Step, random_state
+from truetune.training.workers import WORKERS, obstacle, side_by_side
 
 
 class Engine(SFTTrainer):
@@ -48,6 +49,9 @@ class Engine(SFTTrainer):
 
     tells_accuracy = True
     """False where not every training batch tells how many tokens it predicts right."""
+
+    computes_side_by_side = True
+    """False where the model's code is another than transformers', and may not allow it."""
 
     loraplus_lr_ratio: float | None = None
     """How many times faster an adapter's update matrices B learn (LoRA+, arXiv 2402.12354); None: as fast."""
@@ -64,7 +68,7 @@ class Engine(SFTTrainer):
         self._restore_random = random_state()
         self._logged = Counts()
         can_be_cut = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
-        self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut)
+        self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut, workers=self._workers())
         self._plain, self._head = self.model, provable_head(self.model)
         self._layers = CompiledLayers()
         # TRL 1.16 stores a quantised base's adapter in bf16; trainable weights stay fp32 here.
@@ -131,10 +135,38 @@ class Engine(SFTTrainer):
     def _learn(self, model: Any, batch: dict[str, Any], count: Any) -> Any:
         pieces = slices(batch, self._room.tokens)
         with cast_once(self.model), self._layers.in_use():
-            losses = [super(Engine, self).training_step(model, each, count) for each in pieces]
+            if (workers := self._room.workers_for(pieces)) > 1:
+                losses = list(self._learned_side_by_side(model, pieces, count, workers))
+            else:
+                losses = [super(Engine, self).training_step(model, each, count) for each in pieces]
         loss = torch.stack(losses).sum()
         self._step.add(loss=loss)
         return loss
+
+    def _learned_side_by_side(
+        self, model: Any, pieces: Sequence[dict[str, Any]], count: Any, workers: int
+    ) -> Iterator[torch.Tensor]:
+        """The slices' losses; what Trainer's own step does of them on a CPU, but for adding up the gradients here."""
+        model.train()
+        learned = [each for each in model.parameters() if each.requires_grad]
+
+        def learn(piece: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(piece), num_items_in_batch=count)
+            return loss.detach(), torch.autograd.grad(loss, learned, allow_unused=True)
+
+        for loss, gradients in side_by_side(learn, pieces, workers=workers):
+            for weight, gradient in zip(learned, gradients, strict=True):
+                if gradient is not None:
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            yield loss
+
+    def _workers(self) -> int:
+        """How many slices are computed at a time."""
+        args = self.args
+        is_plain = not (args.gradient_checkpointing or args.activation_offloading)
+        can = self.computes_side_by_side and args.device.type == "cpu" and is_plain
+        return WORKERS if can and obstacle(self.model) is None else 1
 
     def compile_layers(self) -> None:
         """Has the model's layers compiled for training, where torch can and they prove to compute the same."""
@@ -146,7 +178,8 @@ class Engine(SFTTrainer):
                 problem = layers.problem(lambda: self.score(self.model, piece), self.accelerator.autocast)
             restore()
             if not problem:
-                self._layers = layers
+                # torch compiles for a number of threads, and compiled layers gain nothing side by side.
+                self._layers, self._room.workers = layers, 1
                 return
         self.listener.warn(f"the model's layers are not compiled: {problem}")
 
@@ -253,13 +286,14 @@ class Engine(SFTTrainer):
         return persist(lambda: self._sums_of_slices(model, inputs), give_way).cpu().double()
 
     def _sums_of_slices(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        sums = torch.zeros(3, device=self.args.device)
-        for each in slices(inputs, self._room.tokens):
+        def sums(piece: dict[str, Any]) -> torch.Tensor:
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.score(model, each)
+                outputs = self.score(model, piece)
             found = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
-            sums += torch.stack([value.float() for value in found])
-        return sums
+            return torch.stack([value.float() for value in found])
+
+        pieces = slices(inputs, self._room.tokens)
+        return torch.stack(list(side_by_side(sums, pieces, workers=self._room.workers_for(pieces)))).sum(0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""

@@ -10,6 +10,7 @@ class UnslothEngine(Engine):
     """The loss is the one Unsloth's model computes, which never holds all logits on a GPU."""
 
     tells_accuracy = False
+    computes_side_by_side = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

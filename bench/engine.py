@@ -13,7 +13,7 @@ turns, each time in a process of its own:
     trl         TRL's defaults: bf16 autocast, packs, gradient checkpointing
     trl-best    TRL's fastest settings that were found; engine_trl.py has those that were tried, and why
     truetune    truetune with whatever it decides by itself
-    compiled    truetune with `training.torch_compile`, which is its own choice in runs of over thirteen minutes;
+    compiled    truetune with `training.torch_compile`, which is its own choice in long full fine-tunings;
                 on request only. Compiling belongs to the first step, which is not timed
     llamafactory  LLaMA-Factory 0.9.5 with neat_packing, in the environment DIR that bench/llamafactory.sh makes
 
@@ -61,7 +61,7 @@ from trial import LORA, Measure, Workload
 
 REFERENCE = "trl-best"
 COMPILED = "compiled"
-"""truetune with its layers compiled, as it has them by itself in runs of over thirteen minutes; on request only."""
+"""truetune with its layers compiled; on request only."""
 CHECKED = ("truetune", "llamafactory")
 """Contestants that get their rows in a form of their own, and count what they compute."""
 

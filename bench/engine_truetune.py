@@ -94,8 +94,11 @@ LEVERS = {
     "slices-none": Lever("a batch at once", replaces=SLICES, by=lambda batch, _: [batch]),
     "slices-1024": Lever("1,024 tokens at a time", replaces=SLICES, by=in_slices_of(1024)),
     "slices-512": Lever("512 tokens at a time", replaces=SLICES, by=in_slices_of(512)),
+    "slices-alone": Lever(
+        "one slice at a time, on all cores", replaces="truetune.training.trl.obstacle", by=lambda _: "on request"
+    ),
     "accumulation": Lever("one sequence at a time, accumulated", accumulates=True),
-    "compiled": Lever("layers compiled, as in long runs", {"training.torch_compile": True}, keeps_losses=False),
+    "compiled": Lever("layers compiled", {"training.torch_compile": True}, keeps_losses=False),
     "blocks-own": Lever(
         "the model's own norms and MLPs", replaces="truetune.model.fused_blocks.fuse_blocks", by=lambda _: 0
     ),

@@ -201,7 +201,10 @@ def test_checkpointing_that_is_asked_for_is_not_decided(tiny_base: Path, tmp_pat
 # --- what auto decides about compiling --------------------------------------------------------------------
 
 
-def test_a_short_run_is_not_compiled_and_says_why(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_short_run_is_not_compiled_and_says_why(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truetune.pipeline.plan.usable_threads", lambda: 1)
     run, heard = short_run(tiny_base, tmp_path)
     assert run.config.training.torch_compile is False
     (line,) = [line for line in heard.lines if line.startswith("training.torch_compile")]

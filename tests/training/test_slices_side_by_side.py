@@ -15,7 +15,7 @@ from tiny_runs import LORA, ROWS, Trained, row
 from truetune.model.adapter import add_adapter
 from truetune.training import trl
 from truetune.training.room import Room
-from truetune.training.workers import obstacle, side_by_side
+from truetune.training.side_by_side import obstacle, side_by_side
 
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 
@@ -193,7 +193,7 @@ def test_a_long_sample_has_all_cores_and_no_other_slice_beside_it(tmp_path: Path
     assert asked == []
 
 
-def test_what_is_computed_twice_or_compiled_is_not_computed_side_by_side(tmp_path: Path, asked: list[int]) -> None:
+def test_what_is_computed_twice_is_not_computed_side_by_side(tmp_path: Path, asked: list[int]) -> None:
     trained(tmp_path / "checkpointing", gradient_checkpointing=True, max_steps=1)
     assert asked == []
 

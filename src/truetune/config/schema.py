@@ -223,8 +223,7 @@ class TrainingConfig(_Section):
         False, description="keep activations in the CPU's memory until they are needed; for a CUDA GPU"
     )
     torch_compile: Auto | bool = Field(
-        "auto",
-        description="compile the model's layers; auto: in a long full fine-tuning on a CPU",
+        "auto", description="compile the model's layers; auto: in a long full fine-tuning on a CPU"
     )
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _spelled(_PRECISIONS)] = Field(
         "auto", description="how it computes; auto: bf16 where the hardware does it natively"

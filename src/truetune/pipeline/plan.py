@@ -108,8 +108,8 @@ def _workload(
 ) -> Workload:
     """What the run asks of memory."""
     from truetune.training.loss import words_at_a_time
+    from truetune.training.side_by_side import WORKERS
     from truetune.training.slices import TOKENS
-    from truetune.training.workers import WORKERS
 
     adapter, training, shape = config.adapter, config.training, machine.shape
     is_lora = adapter.method == "lora"

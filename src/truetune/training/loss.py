@@ -155,11 +155,12 @@ def _recomputed(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, 
     head: Head = ctx.head
     of_hidden = torch.zeros_like(hidden, dtype=torch.float32)
     of_weight = torch.empty_like(head.weight) if ctx.needs_input_grad[1] else None
+    arriving = upstream[:, None] * head.scale
     of_bias = torch.empty_like(head.bias) if head.bias is not None and ctx.needs_input_grad[2] else None
     for start, part in head.parts(words_at_a_time(len(hidden), hidden.device.type)):
         words = slice(start, start + len(part.weight))
         piece = _gradient(part, hidden, *_places(targets[:, None], start, len(part.weight)), normalizers[:, None])
-        piece *= upstream[:, None]
+        piece *= arriving
         if of_bias is not None:
             of_bias[words] = piece.sum(0)
         piece = piece.to(hidden.dtype)
@@ -172,13 +173,14 @@ def _recomputed(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, 
 def _gradient(
     part: Head, hidden: torch.Tensor, place: torch.Tensor, is_there: torch.Tensor, normalizers: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient of the targets' log-probabilities at the words' outputs: one at a target, less the probability."""
+    """The gradient of the targets' log-probabilities at the words' outputs: one at a target, less the probability.
+
+    The head's scale is left to whoever has the upstream gradient.
+    """
     logits = part.logits(hidden)
     slope = part.slope(logits)
     gradient = logits.sub_(normalizers).exp_().neg_().scatter_add_(1, place, is_there.to(logits.dtype))
-    if slope is not None:
-        gradient *= slope
-    return gradient.mul_(part.scale)
+    return gradient if slope is None else gradient.mul_(slope)
 
 
 # --- a model's own head -----------------------------------------------------------------------------------

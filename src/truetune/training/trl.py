@@ -39,9 +39,9 @@ from truetune.training.monitor import (
 )
 from truetune.training.room import CHECKPOINTING, Room, persist
 from truetune.training.scores import Scores, score_logits, score_supervised
+from truetune.training.side_by_side import WORKERS, obstacle, side_by_side
 from truetune.training.slices import TOKENS, largest, slices
 from truetune.training.step import Counts, Step, random_state
-from truetune.training.workers import WORKERS, obstacle, side_by_side
 
 
 class Engine(SFTTrainer):
@@ -286,14 +286,14 @@ class Engine(SFTTrainer):
         return persist(lambda: self._sums_of_slices(model, inputs), give_way).cpu().double()
 
     def _sums_of_slices(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        def sums(piece: dict[str, Any]) -> torch.Tensor:
+        def sums_of(piece: dict[str, Any]) -> torch.Tensor:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.score(model, piece)
             found = (-outputs.log_probs.float().sum(), outputs.is_top1.sum(), outputs.label_mask.sum())
             return torch.stack([value.float() for value in found])
 
         pieces = slices(inputs, self._room.tokens)
-        return torch.stack(list(side_by_side(sums, pieces, workers=self._room.workers_for(pieces)))).sum(0)
+        return torch.stack(list(side_by_side(sums_of, pieces, workers=self._room.workers_for(pieces)))).sum(0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""

@@ -4,9 +4,8 @@ Most operations on a slice are too small for a core more: two slices, each on ha
 than one on all. Results are taken in the order of the slices, whichever is done first: the same sums, to the bit.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -36,14 +35,7 @@ def side_by_side(
     share = max(1, int(torch.get_num_threads()) // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     with _threads(share), pool:
-        waiting: deque[Future[Result]] = deque(pool.submit(compute, piece) for piece in pieces)
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for each in waiting:
-                each.cancel()
-            wait(waiting)
+        yield from pool.map(compute, pieces)
 
 
 @contextmanager

@@ -70,6 +70,6 @@ def _against(run: LongRun) -> Iterator[str]:
     if run.checkpoints:
         yield "with gradient checkpointing its gain is not measured yet"
     if run.are_adapters and run.threads > 1:
-        yield "an adapter's slices are computed side by side, which gains more, and compiled layers nothing on top"
+        yield "an adapter's slices can be computed side by side, where compiled layers gain nothing more"
     if run.lacks:
         yield run.lacks

@@ -12,6 +12,7 @@ from torch import nn
 
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Heard, Trained
+from truetune.model import fused_blocks, fused_lora
 from truetune.model.adapter import add_adapter
 from truetune.model.fused_blocks import GatedMLP, RMSNorm, fuse_blocks
 from truetune.model.fused_lora import FusedLinear, cast_once
@@ -450,20 +451,56 @@ def kept(block: nn.Module, rows: torch.Tensor) -> int:
     return sum(found.values())
 
 
-def test_a_norm_keeps_its_input_and_an_mlp_two_of_its_widest() -> None:
+def test_a_norm_keeps_its_input_and_an_mlp_on_a_cpu_its_own() -> None:
+    tokens, wide, narrow, rank, size = 256, 64, 32, 4, 2
+    norm, mlp, before = kept_of_fused()
+    assert norm == tokens * narrow * size + tokens * 4
+    assert before[0] == tokens * narrow * 4 + tokens * 4
+    # Each LoRA layer keeps what passes between its factors; gate and up keep their common input.
+    assert mlp == tokens * (narrow + 3 * rank) * size
+    assert before[1] >= mlp + tokens * 4 * wide * size
+
+
+def test_elsewhere_an_mlp_keeps_two_of_its_widest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_lora, "with_recipe", lambda made, _: made)
+    assert kept_of_fused()[1] == 256 * (2 * 64 + 32 + 3 * 4) * 2
+
+
+def kept_of_fused() -> tuple[int, int, list[int]]:
+    """What a norm and an MLP keep that are fused, and what they kept before."""
     model = adapted(architecture("Llama", dtype=torch.bfloat16)).train()
     plain = model.get_base_model().model.layers[0]
     fused = nn.ModuleList([plain.input_layernorm, plain.mlp])
     before = [kept(each, kept_rows()) for each in fused]
     fuse_blocks(fused)
     with cast_once(fused):
-        after = [kept(each, kept_rows()) for each in fused]
-    tokens, wide, narrow, rank, size = 256, 64, 32, 4, 2
-    assert after[0] == tokens * narrow * size + tokens * 4
-    assert before[0] == tokens * narrow * 4 + tokens * 4
-    # Each LoRA layer keeps what passes between its factors; gate and up keep their common input.
-    assert after[1] == tokens * (2 * wide + narrow + 3 * rank) * size
-    assert before[1] >= after[1] + tokens * 2 * wide * size
+        norm, mlp = (kept(each, kept_rows()) for each in fused)
+    return norm, mlp, before
+
+
+def test_layers_behind_a_norm_keep_nothing_more_than_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def built() -> nn.Module:
+        fused, _ = pair(lambda: architecture("Llama", dtype=torch.bfloat16))
+        layer = adapted(fused).train().get_base_model().model.layers[0]
+        return nn.Sequential(layer.post_attention_layernorm, layer.mlp)
+
+    tokens, narrow, rank, size = 256, 32, 4, 2
+    with cast_once(block := built()):
+        assert kept(block, kept_rows()) == tokens * (narrow + 3 * rank) * size + tokens * 4
+    monkeypatch.setattr(fused_blocks, "with_recipe", lambda made, _: made)
+    with cast_once(block := built()):
+        assert kept(block, kept_rows()) == tokens * (2 * narrow + 3 * rank) * size + tokens * 4
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma3", "Olmo2", "Qwen3"])
+def test_what_is_made_again_has_the_same_gradients_to_the_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    again, keeping = (adapted(pair(lambda: architecture(name, dtype=torch.bfloat16))[0]).train() for _ in range(2))
+    found = gradients(again)
+    for module in (fused_lora, fused_blocks):
+        monkeypatch.setattr(module, "with_recipe", lambda made, _: made)
+    expected = gradients(keeping)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[each], expected[each]) for each in expected)
 
 
 def kept_rows() -> torch.Tensor:

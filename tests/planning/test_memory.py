@@ -27,6 +27,7 @@ LORA_BF16 = Workload(
     trained=0,
     are_adapters=True,
     adapter_rank=LORA.r,
+    recomputes=True,
     dtype="bfloat16",
     quantization="none",
     precision="bf16",

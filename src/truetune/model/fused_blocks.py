@@ -1,13 +1,15 @@
 """Norms and gated MLPs that keep less for the backward pass, in the places of a model's own.
 
 transformers' norms keep a copy of their input in fp32, its MLPs four tensors of their widest size. Here a norm keeps
-its input, an MLP the outputs of its two first layers, and the rest is computed once more where it is needed. Each is
-taken only where it proves, on numbers, to do what the model's own does; names and files of the weights stay.
+its input, an MLP the outputs of its two first layers or what they are made of, and the rest is computed once more
+where it is needed. Each is taken only where it proves, on numbers, to do what the model's own does; names and files
+of the weights stay.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from inspect import signature
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from truetune.model.fused_lora import FusedLinear, LoraParts, lora_backward, lora_forward
+from truetune.model.recomputed import Recipe, recipe_of, with_recipe
 from truetune.model.shape import GATED_MLP
 
 _Activation = Callable[[Tensor], Tensor]
@@ -111,23 +114,23 @@ class RMSNorm(nn.Module):
         self.eps, self.plus, self.is_wide = eps, plus, is_wide
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps, self.plus, self.is_wide)
+        made, shrink = _RMSNorm.apply(x, self.weight, self.eps, self.plus, self.is_wide)
+        scaled = partial(_scaled, dtype=x.dtype, plus=self.plus, is_wide=self.is_wide)
+        return with_recipe(made, Recipe(scaled, (x.detach(), shrink, self.weight.detach())))
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus: int, is_wide: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus: int, is_wide: bool) -> tuple[Tensor, Tensor]:
         wide = x.float()
         shrink = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        normed = wide * shrink
         ctx.save_for_backward(x, shrink, weight)
+        ctx.mark_non_differentiable(shrink)
         ctx.plus = plus
-        if is_wide:
-            return normed.mul_(weight.float() + plus).to(x.dtype)
-        return normed.to(x.dtype) * weight
+        return _scaled(wide, shrink, weight, dtype=x.dtype, plus=plus, is_wide=is_wide), shrink
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         x, shrink, weight = ctx.saved_tensors
         normed, arriving = x.float() * shrink, upstream.float()
         of_weight = None
@@ -137,6 +140,13 @@ class _RMSNorm(torch.autograd.Function):
         along = (scaled * normed).mean(-1, keepdim=True)
         of_x = scaled.sub_(normed.mul_(along)).mul_(shrink).to(x.dtype)
         return of_x, of_weight, None, None, None
+
+
+def _scaled(x: Tensor, shrink: Tensor, weight: Tensor, *, dtype: torch.dtype, plus: int, is_wide: bool) -> Tensor:
+    normed = x.float() * shrink
+    if is_wide:
+        return normed.mul_(weight.float() + plus).to(dtype)
+    return normed.to(dtype) * weight
 
 
 # --- gated MLPs -------------------------------------------------------------------------------------------
@@ -153,11 +163,12 @@ class GatedMLP(nn.Module):
         gate, up = self.gate_proj(x), self.up_proj(x)
         if torch.compiler.is_compiling():
             return self.down_proj(self.act_fn(gate) * up)
+        recipes = recipe_of(gate), recipe_of(up)
         parts = self.down_proj.parts() if isinstance(self.down_proj, FusedLinear) else None
         if parts is None or gate.dtype != parts.weight.dtype:
-            made: Tensor = self.down_proj(_Gated.apply(gate, up, self.act_fn))
+            made: Tensor = self.down_proj(_Gated.apply(gate, up, *recipes, self.act_fn))
             return made
-        made = _GatedLora.apply(gate.flatten(0, -2), up.flatten(0, -2), self.act_fn, *parts)
+        made = _GatedLora.apply(gate, up, *recipes, self.act_fn, *parts)
         return made.view(*x.shape[:-1], made.shape[-1])
 
 
@@ -165,37 +176,62 @@ class _Gated(torch.autograd.Function):
     """act(gate) * up, for any layer behind it."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: _Activation) -> Tensor:
-        ctx.save_for_backward(gate, up)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, of_gate: Recipe, of_up: Recipe, act: _Activation) -> Tensor:
+        _keep(ctx, of_gate, of_up)
         ctx.act = act
         return act(gate) * up
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up = ctx.saved_tensors
-        return *_gated_backward(upstream, *_opened(gate, ctx.act), up), None
+        (gate, up), _ = _kept(ctx)
+        return *_gated_backward(upstream, *_opened(gate, ctx.act), up), None, None, None
 
 
 class _GatedLora(torch.autograd.Function):
     """act(gate) * up, and the LoRA layer behind it, whose input is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: _Activation, *parts: Any) -> Tensor:
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, of_gate: Recipe, of_up: Recipe, act: _Activation, *parts: Any
+    ) -> Tensor:
         layer = LoraParts(*parts)
-        made, inner = lora_forward(act(gate) * up, layer)
-        ctx.save_for_backward(gate, up, inner, *layer[:-1])
+        made, inner = lora_forward((act(gate) * up).flatten(0, -2), layer)
+        _keep(ctx, of_gate, of_up, inner, *layer[:-1])
         ctx.act, ctx.scaling = act, layer.scaling
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, inner, *tensors = ctx.saved_tensors
+        (gate, up), (inner, *tensors) = _kept(ctx)
         opened, gate = _opened(gate, ctx.act)
-        needs = (True, *ctx.needs_input_grad[3:5])
+        needs = (True, *ctx.needs_input_grad[5:7])
         layer = LoraParts._make((*tensors, ctx.scaling))
-        of_product, *of_parts = lora_backward(upstream, opened.detach() * up, inner, layer, needs)
+        product = (opened.detach() * up).flatten(0, -2)
+        of_product, *of_parts = lora_backward(upstream, product, inner, layer, needs)
         assert of_product is not None
-        return *_gated_backward(of_product, opened, gate, up), None, *of_parts, None, None, None
+        return (
+            *_gated_backward(of_product.view_as(up), opened, gate, up),
+            None,
+            None,
+            None,
+            *of_parts,
+            None,
+            None,
+            None,
+        )
+
+
+def _keep(ctx: Any, of_gate: Recipe, of_up: Recipe, *others: Tensor | None) -> None:
+    ctx.recipes = of_gate.make, of_up.make
+    ctx.counts = len(of_gate.ingredients), len(of_up.ingredients)
+    ctx.save_for_backward(*of_gate.ingredients, *of_up.ingredients, *others)
+
+
+def _kept(ctx: Any) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
+    """Gate and up, and what else was kept."""
+    tensors = iter(ctx.saved_tensors)
+    gate, up = (make(*islice(tensors, count)) for make, count in zip(ctx.recipes, ctx.counts, strict=True))
+    return (gate, up), tuple(tensors)
 
 
 def _opened(gate: Tensor, act: _Activation) -> tuple[Tensor, Tensor]:

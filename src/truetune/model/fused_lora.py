@@ -14,6 +14,8 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import linear
 
+from truetune.model.recomputed import Recipe, recipe_of, with_recipe
+
 
 class FusedLinear(Linear):
     """PEFT's LoRA layer around a torch.nn.Linear; parameters, names and files are PEFT's."""
@@ -25,9 +27,11 @@ class FusedLinear(Linear):
         parts = self.parts()
         if parts is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        made = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), *parts)
+        x = x.to(parts.weight.dtype)
+        recipe = recipe_of(x)
+        made = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), recipe, *parts)
         # Shaped out here: what OLMo clamps and Llama 4 adds to in place must not be a view made within the step.
-        return made.view(*x.shape[:-1], made.shape[-1])
+        return with_recipe(made.view(*x.shape[:-1], made.shape[-1]), recipe.then(_made, *parts.fixed()))
 
     def parts(self) -> "LoraParts | None":
         """What the plain way of computing takes; None where PEFT has more to do."""
@@ -88,11 +92,29 @@ class LoraParts(NamedTuple):
     cast_up: torch.Tensor
     scaling: float
 
+    def fixed(self) -> tuple[torch.Tensor | None, ...]:
+        """What makes the layer's output, and learns nothing before the next step."""
+        bias = None if self.bias is None else self.bias.detach()
+        return self.weight.detach(), bias, self.cast_down, self.cast_up
+
 
 def lora_forward(rows: torch.Tensor, parts: LoraParts) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer makes of (tokens, in) rows in the weight's dtype, and what passes between the factors."""
     inner = rows @ parts.cast_down.T
     return linear(rows, parts.weight, parts.bias).addmm_(inner, parts.cast_up.T), inner
+
+
+def _made(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    cast_down: torch.Tensor,
+    cast_up: torch.Tensor,
+) -> torch.Tensor:
+    """What a layer makes of an input of any shape."""
+    rows = x.reshape(-1, x.shape[-1])
+    made = linear(rows, weight, bias).addmm_(rows @ cast_down.T, cast_up.T)
+    return made.view(*x.shape[:-1], made.shape[-1])
 
 
 def lora_backward(
@@ -111,15 +133,20 @@ def lora_backward(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, *parts: Any) -> torch.Tensor:
-        rows, layer = rows.to(parts[0].dtype), LoraParts(*parts)
+    def forward(ctx: Any, rows: torch.Tensor, recipe: Recipe, *parts: Any) -> torch.Tensor:
+        layer = LoraParts(*parts)
         made, inner = lora_forward(rows, layer)
-        ctx.save_for_backward(rows, inner, *layer[:-1])
-        ctx.scaling = layer.scaling
+        ctx.save_for_backward(inner, *layer[:-1], *recipe.ingredients)
+        ctx.make, ctx.scaling = recipe.make, layer.scaling
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, inner, *tensors = ctx.saved_tensors
-        layer = LoraParts._make((*tensors, ctx.scaling))
-        return *lora_backward(upstream, rows, inner, layer, ctx.needs_input_grad), None, None, None
+        inner, *tensors = ctx.saved_tensors
+        count = len(LoraParts._fields) - 1
+        layer = LoraParts._make((*tensors[:count], ctx.scaling))
+        made = ctx.make(*tensors[count:])
+        rows = made.reshape(-1, made.shape[-1])
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+        of_rows, *of_parts = lora_backward(upstream, rows, inner, layer, needs)
+        return of_rows, None, *of_parts, None, None, None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truetune.config.schema import Config
+from truetune.config.schema import AdapterConfig, Config
 from truetune.data.examples import Packed, Tokenized
 from truetune.data.packing import PackedRows, pack
 from truetune.data.store import StoredRows
@@ -127,6 +127,7 @@ def _workload(
         trained=shape.adapter_weights(adapter.r, adapter.target_modules) + whole if is_lora else shape.parameters,
         are_adapters=is_lora,
         adapter_rank=adapter.r if is_lora else 0,
+        recomputes=machine.device == "cpu" and _is_plain(adapter),
         dtype=stored_dtype(config, machine.precision),
         quantization=machine.quantization,
         precision=machine.precision,
@@ -136,6 +137,12 @@ def _workload(
         words=words_at_a_time(tokens, machine.device),
         longest=longest,
     )
+
+
+def _is_plain(adapter: AdapterConfig) -> bool:
+    """True of a LoRA on all linear layers whose every layer is computed in one step."""
+    is_everywhere = adapter.target_modules == "all-linear"
+    return adapter.method == "lora" and is_everywhere and not (adapter.lora_dropout or adapter.use_dora)
 
 
 def _tokens_of_rows(rows: Sequence[Tokenized]) -> list[int]:

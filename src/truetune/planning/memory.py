@@ -35,7 +35,8 @@ class Workload:
 
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
     with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
-    scores. `dtype` is torch's name of the base's.
+    scores. `dtype` is torch's name of the base's. With `recomputes`, plain adapters on all linear layers make again
+    what norms and the first layers of MLPs made, as they do on a CPU.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -43,6 +44,7 @@ class Workload:
     trained: int
     are_adapters: bool
     adapter_rank: int
+    recomputes: bool
     dtype: str
     quantization: Literal["none", "4bit", "8bit"]
     precision: Literal["fp32", "bf16", "fp16"]
@@ -145,6 +147,8 @@ def _per_layer(shape: ModelShape, work: Workload) -> float:
 def _norms(shape: ModelShape, work: Workload) -> int:
     """The inputs of norms; what two of them make: once for all layers that read it, or cast for each of the five."""
     computed, stream = _computed(work), _stream(work)
+    if work.recomputes and _is_fused(work):
+        return shape.hidden * shape.norms * stream
     return shape.hidden * (shape.norms * stream + (2 if stream == computed else 5) * computed)
 
 
@@ -153,8 +157,14 @@ def _mlp(shape: ModelShape, work: Workload) -> int:
     computed = _computed(work)
     if work.quantization == "4bit":
         return shape.intermediate * (2 * 4 + computed)
-    forgets = work.are_adapters and work.quantization == "none" and not _is_cast(work)
-    return shape.intermediate * (2 if forgets else 3) * computed
+    if work.recomputes and _is_fused(work):
+        return 0
+    return shape.intermediate * (2 if _is_fused(work) else 3) * computed
+
+
+def _is_fused(work: Workload) -> bool:
+    """True if an adapter and its layer are one step, in the base's own dtype."""
+    return work.are_adapters and work.quantization == "none" and not _is_cast(work)
 
 
 def _stream(work: Workload) -> int:

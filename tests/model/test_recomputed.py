@@ -1,0 +1,49 @@
+"""A tensor with a recipe is made again of what is kept anyway, and of nothing that has changed since."""
+
+import torch
+
+from truetune.model.fused_blocks import RMSNorm
+from truetune.model.recomputed import Recipe, recipe_of, with_recipe
+
+
+def made_again(tensor: torch.Tensor) -> torch.Tensor:
+    recipe = recipe_of(tensor)
+    return recipe.make(*recipe.ingredients)
+
+
+def test_a_tensor_without_a_recipe_is_kept_itself() -> None:
+    tensor = torch.randn(3)
+    assert made_again(tensor) is tensor
+
+
+def test_a_recipe_makes_the_tensor_again() -> None:
+    base = torch.randn(3)
+    tensor = with_recipe(base * 2, Recipe(lambda each: each * 2, (base,)))
+    again = made_again(tensor)
+    assert again is not tensor
+    assert torch.equal(again, tensor)
+
+
+def test_one_recipe_goes_on_with_another() -> None:
+    base, other = torch.randn(3), torch.randn(3)
+    first = Recipe(lambda each: each * 2, (base,))
+    recipe = first.then(lambda doubled, more, nothing: doubled + more if nothing is None else doubled, other, None)
+    assert torch.equal(recipe.make(*recipe.ingredients), base * 2 + other)
+    assert recipe.ingredients == (base, other, None)
+
+
+def test_a_tensor_that_was_changed_is_kept_itself() -> None:
+    base = torch.randn(3)
+    tensor = with_recipe(base * 2, Recipe(lambda each: each * 2, (base,)))
+    tensor.clamp_(0, 1)
+    assert made_again(tensor) is tensor
+
+
+def test_autograd_sees_a_change_of_what_a_norm_is_made_of() -> None:
+    norm = RMSNorm(torch.nn.Parameter(torch.ones(4)), 1e-5, 0, is_wide=False)
+    rows = torch.randn(2, 4, requires_grad=True) * 1.0
+    ingredient = recipe_of(norm(rows)).ingredients[0]
+    assert ingredient is not None
+    before = ingredient._version
+    rows.mul_(2)
+    assert ingredient._version == before + 1

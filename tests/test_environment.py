@@ -37,7 +37,7 @@ def set_in_a_process(first: str = "", **given: str) -> dict[str, str]:
 def test_threads_sleep_and_few_primitives_are_kept_unless_the_user_says_otherwise() -> None:
     assert set_in_a_process() | {"OMP_NUM_THREADS": ""} == {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "48",
         "OMP_NUM_THREADS": "",
     }
     given = {"OMP_WAIT_POLICY": "ACTIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "OMP_NUM_THREADS": "3"}

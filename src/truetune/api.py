@@ -32,6 +32,7 @@ def train(
     formatting: Formatting | None = None,
     callbacks: Sequence[Any] = (),
     resume: Literal["never", "auto", "newest"] | Path = "never",
+    resume_from_checkpoint: bool | str | Path | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
     **settings: Any,
@@ -40,7 +41,9 @@ def train(
 
     `data` is rows (mappings, or a datasets.Dataset) or a file's path; `formatting` turns one row into a text, a
     mapping with prompt and completion (or messages), or a list of messages; `callbacks` are transformers'
-    TrainerCallbacks; `settings` are the config's leaf names: learning_rate=1e-4, max_steps=100.
+    TrainerCallbacks; `settings` are the config's leaf names: learning_rate=1e-4, max_steps=100. `resume` goes on from
+    the newest complete checkpoint, or is an error; "auto" starts where there is none; a path is a checkpoint's.
+    `resume_from_checkpoint` says the same in transformers' words.
 
     Raises ConfigError, DataError, BackendError or CheckpointError, all of them TruetuneError.
     """
@@ -51,10 +54,16 @@ def train(
         rows=rows,
         formatting=formatting,
         callbacks=callbacks,
-        resume=resume,
+        resume=_resume(resume_from_checkpoint) or resume,
         overwrite=overwrite,
         listener=listener,
     )
+
+
+def _resume(resume_from_checkpoint: bool | str | Path | None) -> Literal["newest"] | Path | None:
+    if isinstance(resume_from_checkpoint, str | Path):
+        return Path(resume_from_checkpoint)
+    return "newest" if resume_from_checkpoint else None
 
 
 def find_lr(

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,8 @@ from truetune.errors import ConfigError, TruetuneError
 
 if TYPE_CHECKING:
     from truetune.config.schema import Config
-    from truetune.pipeline.train import Resume, Run
-
-_SIGNAL_STATUS = {"SIGINT": 130, "SIGTERM": 143}
+    from truetune.pipeline.resume import Resume
+    from truetune.pipeline.train import Run
 
 
 def entry() -> NoReturn:
@@ -25,7 +25,7 @@ def entry() -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit status (0 done, 1 data or run, 2 command or config, 130/143 stopped)."""
+    """Runs one command; returns its exit status: 0 done, 1 data or run, 2 command or config, 128 + n for signal n."""
     options = _parse(arguments)
     try:
         return int(options.run(options) or 0)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         show_error(error)
         return error.exit_status
     except KeyboardInterrupt:
-        return _SIGNAL_STATUS["SIGINT"]
+        return _stopped_status("SIGINT")
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,8 +74,8 @@ def _train(options: argparse.Namespace) -> int:
     from truetune.pipeline.train import train_run
 
     listener = ConsoleListener()
+    resume = _resume(options)
     config = _load(options, listener)
-    resume = _resume(options.resume)
     if isinstance(resume, Path) and config.output_dir is None:
         config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
     try:
@@ -85,7 +85,7 @@ def _train(options: argparse.Namespace) -> int:
     finally:
         listener.close()
     show(_summary(run))
-    return _SIGNAL_STATUS.get(run.stopped_by or "", 0)
+    return _stopped_status(run.stopped_by)
 
 
 def _find_lr(options: argparse.Namespace) -> int:
@@ -101,7 +101,30 @@ def _find_lr(options: argparse.Namespace) -> int:
         show_json(found.as_json())
     else:
         show_range_test(found)
-    return _SIGNAL_STATUS.get(found.stopped_by or "", 0)
+    return _stopped_status(found.stopped_by)
+
+
+def _stopped_status(name: str | None) -> int:
+    """A shell's status of what a signal has ended; 0 without one."""
+    return 128 + signal.Signals[name] if name else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_json, show_verification
+    from truetune.pipeline.verify import verify_run
+
+    listener = ConsoleListener()
+    try:
+        found = verify_run(
+            options.run_directory, base_model=options.base, proof_steps=options.resume_proof, listener=listener
+        )
+    finally:
+        listener.close()
+    if options.json:
+        show_json(found.as_json())
+    else:
+        show_verification(found)
+    return 0 if found.is_sound else 1
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -254,12 +277,18 @@ def _sampling(options: argparse.Namespace) -> Any:
     return Sampling(options.max_new_tokens, options.temperature, options.top_p)
 
 
-def _resume(value: str | None) -> "Resume":
-    match value:
-        case None:
+def _resume(options: argparse.Namespace) -> "Resume":
+    """As --resume says, or Hugging Face's name for it among the settings."""
+    prefix = "resume_from_checkpoint="
+    named = [word.removeprefix(prefix) for word in options.settings if word.startswith(prefix)]
+    options.settings = [word for word in options.settings if not word.startswith(prefix)]
+    match options.resume or next(iter(named), None):
+        case None | "false" | "null":
             return "never"
-        case "auto" | "newest":
-            return value
+        case "newest" | "true":
+            return "newest"
+        case "auto":
+            return "auto"
         case path:
             return Path(path)
 
@@ -361,6 +390,21 @@ def _parser() -> _Parser:
     _add_model_and_data(find_lr)
     find_lr.add_argument("--steps", type=_positive, help="how many rates to try (default: 40 to 80, by the rows)")
     find_lr.add_argument("--json", action="store_true", help="print the curve and the suggestion as JSON")
+
+    verify = _command(
+        commands, "verify", _verify, "whether a run's files are what was written, and can be gone on from"
+    )
+    verify.add_argument("run_directory", metavar="RUN", help="a run's directory")
+    verify.add_argument("--base", help="the base model, where the recorded one is not there")
+    verify.add_argument(
+        "--resume-proof",
+        nargs="?",
+        const=8,
+        type=_positive,
+        metavar="STEPS",
+        help="train so many steps (8) on the run's rows, and half of them again from a checkpoint: the same bits?",
+    )
+    verify.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     generate = _command(commands, "generate", _generate, "one answer from a trained model")
     _add_trained(generate)

@@ -20,6 +20,7 @@ from truetune.listener import StepEvent
 
 if TYPE_CHECKING:
     from truetune.pipeline.find_lr import RangeTest
+    from truetune.pipeline.verify import Verification
     from truetune.planning.range_test import Curve
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -122,6 +123,16 @@ def show_range_test(found: "RangeTest") -> None:
     console.print(f"[bold]{said}[/] ({escape(found.reading.reason)})")
     if found.setting:
         console.print(f"use it: {escape(found.setting)}")
+
+
+def show_verification(found: "Verification") -> None:
+    """Each part of a run with what is wrong with it."""
+    for part in found.parts:
+        facts = ", ".join(
+            f"{name} {value:.3g}" for name, value in part.facts.items() if isinstance(value, int | float)
+        )
+        show(f"{part.name}: {'; '.join(part.problems) or 'as it was written'}{facts and f' ({facts})'}")
+    show(f"{found.path}: {'sound' if found.is_sound else 'not sound'}")
 
 
 _PLOT_COLUMNS, _PLOT_LINES = 64, 12

@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all: written under a hidden name, flushed, then renamed."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_REMEDIES = {
+    errno.ENOSPC: "make space there, or write elsewhere",
+    errno.EDQUOT: "your quota is used up: make space there, or write elsewhere",
+    errno.EACCES: "this user may not write there: change its permissions, or write elsewhere",
+    errno.EPERM: "this user may not write there: change its permissions, or write elsewhere",
+    errno.EROFS: "that disk can only be read: write elsewhere",
+    errno.ENOENT: "it was moved or deleted by somebody else",
+    errno.EEXIST: "a file has that name: write elsewhere",
+    errno.ENOTDIR: "part of that path is a file: write elsewhere",
+}
+
+
+def remedy(error: OSError) -> str | None:
+    """What a user can do about a file that could not be written."""
+    return _REMEDIES.get(error.errno or 0)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -18,7 +35,7 @@ def write_json(path: Path, document: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes, flushes to the disk, then renames over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path))
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -28,17 +45,62 @@ def write_text(path: Path, text: str) -> None:
         os.replace(staged, path)
     finally:
         Path(staged).unlink(missing_ok=True)
+    flush(path.parent)
 
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder that takes `folder`'s name, and its place, when the block ends well, and vanishes otherwise."""
+    """A hidden folder that takes `folder`'s name, and its place, when the block ends well, and vanishes otherwise.
+
+    All that is in it is on the disk before it takes the name, and the name before this returns.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_hidden(folder)))
     try:
         staged.chmod(0o755)
         yield staged
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in [*staged.rglob("*"), staged]:
+            flush(path)
+        remove_folder(folder)
         os.replace(staged, folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there; it loses its name at once, however long its files take."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(set_aside(folder), ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Takes a folder's name away: it is among the leftovers then, under the name that is returned."""
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_hidden(folder)))
+    os.replace(folder, aside)
+    return aside
+
+
+def flush(path: Path) -> None:
+    """Has the disk take what was written to a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open folders, and keeps their names itself.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The hidden files and folders in it that a killed process was writing, or removing."""
+    return [path for path in folder.glob(".*") if path.name.startswith(_PREFIX)]
+
+
+_PREFIX = ".unfinished-"
+
+
+def _hidden(path: Path) -> str:
+    return f"{_PREFIX}{path.name}-"

@@ -1,38 +1,16 @@
 """A run's directory: files written whole, checkpoints told complete from half."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from truetune.errors import CheckpointError
-from truetune.files import staged_folder, write_json, write_text
-from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
-
-COMPLETE = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
-
-
-def checkpoint(run: Path, step: int, *, without: str | None = None) -> Path:
-    folder = run / "checkpoints" / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    for name in COMPLETE:
-        if name != without:
-            (folder / name).write_text("x")
-    return folder
-
-
-def test_complete_checkpoints_come_newest_first_by_number(tmp_path: Path) -> None:
-    for step in (5, 100, 20):
-        checkpoint(tmp_path, step)
-    found = RunDirectory(tmp_path).complete_checkpoints()
-    assert [path.name for path in found] == ["checkpoint-100", "checkpoint-20", "checkpoint-5"]
-
-
-@pytest.mark.parametrize("name", COMPLETE)
-def test_a_checkpoint_that_lacks_a_file_is_not_complete(tmp_path: Path, name: str) -> None:
-    half = checkpoint(tmp_path, 8, without=name)
-    assert any(name.split(".")[0] in missing for missing in missing_files(half))
-    assert RunDirectory(tmp_path).complete_checkpoints() == []
+from truetune.files import leftovers, remove_folder, staged_folder, write_json, write_text
+from truetune.runs.directory import RunDirectory, next_directory, now, public
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -64,16 +42,30 @@ def test_the_record_is_added_to_and_a_missing_or_damaged_one_is_told(tmp_path: P
         run.read_record()
 
 
-def test_metrics_of_steps_to_be_taken_again_are_forgotten(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_forgets_how_it_ended(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    for step in range(1, 6):
-        run.append_metrics({"step": step, "loss": float(step)})
-    run.forget_metrics_after(3)
-    assert [line["step"] for line in run.read_metrics()] == [1, 2, 3]
+    run.update_record(status="failed", error="no space")
+    run.begin_record(started="now")
+    assert run.read_record() == {"status": "running", "started": "now"}
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("hf_token=abc", "hf_token=***"),
+        ("--api-key: s3cr3t", "--api-key: ***"),
+        ("https://me:pass@host/x", "https://***@host/x"),
+        ("hf_abcdefghijklmnopqrstuv", "***"),
+        ("learning_rate=1e-4", "learning_rate=1e-4"),
+        ("data=tokens.jsonl", "data=tokens.jsonl"),
+    ],
+)
+def test_a_recorded_command_holds_no_secret(word: str, kept: str) -> None:
+    assert public(["truetune", word]) == ["truetune", kept]
 
 
 def test_clearing_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 1)
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     write_json(tmp_path / "run.json", {})
     (tmp_path / "notes.txt").write_text("mine")
     RunDirectory(tmp_path).clear()
@@ -142,46 +134,17 @@ def test_an_interrupted_write_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 
 
-def test_a_metrics_line_that_was_cut_off_is_passed_over_and_replaced_on_resume(tmp_path: Path) -> None:
+def test_a_metrics_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.append_metrics({"step": 1, "loss": 2.0})
     run.append_metrics({"step": 2, "loss": None})
     with run.metrics.open("a") as file:
         file.write('{"step": 3, "lo')
     assert run.read_metrics() == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
-    run.forget_metrics_after(1)
-    run.append_metrics({"step": 2, "loss": 1.0})
-    assert run.read_metrics() == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).read_metrics() == []
-    RunDirectory(tmp_path).forget_metrics_after(0)
-    assert RunDirectory(tmp_path).read_metrics() == []
-
-
-def test_sharded_whole_models_are_complete_checkpoints_too(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, 3, without="adapter_model.safetensors")
-    assert missing_files(folder) == ["adapter_model.safetensors or model.safetensors"]
-    (folder / "model.safetensors.index.json").write_text("{}")
-    assert missing_files(folder) == []
-    assert missing_files(tmp_path / "checkpoints" / "checkpoint-99")
-
-
-def test_a_folder_holds_a_run_by_its_record_or_its_checkpoints(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    assert not run.holds_run()
-    checkpoint(tmp_path, 1)
-    assert run.holds_run()
-    run.clear()
-    assert not run.holds_run()
-    run.update_record(status="running")
-    assert run.holds_run()
-
-
-@pytest.mark.parametrize(("name", "step"), [("checkpoint-12", 12), ("checkpoint-12.tmp", -1), ("checkpoint", -1)])
-def test_the_step_of_a_checkpoint_is_in_its_name(name: str, step: int) -> None:
-    assert checkpoint_step(Path(name)) == step
 
 
 def test_runs_from_python_rows_are_numbered_too(tmp_path: Path) -> None:
@@ -195,3 +158,84 @@ def test_the_time_is_utc_and_to_the_second() -> None:
     told = datetime.fromisoformat(now())
     assert told.tzinfo == UTC
     assert abs((datetime.now(UTC) - told).total_seconds()) < 5
+
+
+# --- one at a time ------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from truetune.runs.directory import RunDirectory
+
+with RunDirectory(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_trainings_never_share_a_directory_and_a_killed_ones_lock_is_gone(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "locked\n"
+    with pytest.raises(CheckpointError, match="another training is running there"), directory.locked():
+        pytest.fail("it is locked")
+    holder.kill()
+    holder.communicate()
+    with directory.locked():
+        directory.update_record(status="running")
+    assert directory.read_record() == {"status": "running"}
+
+
+def test_a_directory_made_for_nothing_is_gone_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), RunDirectory(tmp_path / "new").locked():
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for place in (directory.path, directory.checkpoints):
+        (place / ".unfinished-checkpoint-4-abc").mkdir(parents=True)
+        (place / ".unfinished-run.json-abc").write_text("{")
+        (place / ".mine").write_text("kept")
+    with directory.locked():
+        assert {path.name for path in tmp_path.rglob("*")} == {"checkpoints", ".mine", ".lock"}
+
+
+def test_a_folder_that_is_removed_loses_its_name_before_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "doomed").mkdir()
+    (tmp_path / "doomed" / "file").write_text("x")
+    monkeypatch.setattr("shutil.rmtree", lambda *_args, **_options: None)  # Killed before the first file is gone.
+    remove_folder(tmp_path / "doomed")
+    assert not (tmp_path / "doomed").exists()
+    assert [path.name for path in leftovers(tmp_path)[0].iterdir()] == ["file"]
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "others")
+    remove_folder(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
+
+
+def test_files_and_names_are_flushed_before_a_folder_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def flush(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+
+    monkeypatch.setattr("os.fsync", flush)
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda *paths: (flushed.append("named"), replace(*paths)))
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "deep").mkdir()
+        (staged / "deep" / "a").write_text("1")
+    assert flushed[:3] == ["deep", "a", staged.name]
+    assert flushed[3:] == ["named", tmp_path.name]

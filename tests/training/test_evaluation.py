@@ -15,7 +15,6 @@ from conftest import tiny_model
 from tiny_runs import ROWS, Trained, columns, token_losses
 from truetune.data.collate import collate
 from truetune.data.examples import IGNORED, Tokenized
-from truetune.training.trl import newest_checkpoint
 
 MIB = 1 << 20
 
@@ -144,15 +143,6 @@ def test_the_best_model_is_the_one_of_the_lowest_eval_loss(tmp_path: Path) -> No
     assert losses[best] < losses[max(losses)]
     kept = torch.cat([token_losses(trained.model.eval(), collate(columns([each]))) for each in ROWS[2:]])
     assert float(kept.mean()) == pytest.approx(losses[best], rel=1e-5)
-
-
-def test_the_newest_checkpoint_is_found_by_number_and_only_if_it_was_finished(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if step < 100:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_early_stopping_logs_the_step_it_stopped_at(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tiny_runs import LORA, ROWS, TOKENIZER, Heard, Trained, architecture, colum
 from truetune.data.collate import collate
 from truetune.errors import BackendError
 from truetune.model.adapter import add_adapter
-from truetune.runs.directory import missing_files
+from truetune.runs.checkpoints import problems
 from truetune.training.monitor import MetricsCallback
 from truetune.training.room import Room, is_out_of_memory, persist
 from truetune.training.slices import largest
@@ -195,7 +195,7 @@ def test_what_nothing_helps_ends_with_remedies_and_the_last_step_saved_to_go_on_
     for remedy in ("per_device_train_batch_size", "max_length", "adapter.r", "load_in_4bit"):
         assert remedy in str(error.hint)
     assert "with gradient checkpointing" in heard.warnings[-1]
-    assert missing_files(folder) == []
+    assert problems(folder) == []
     resumed = Trained(tmp_path / "b", ROWS, model=adapted(dropout=0.3), resume_from=folder, **LASTING)
     assert torch.equal(resumed.weights(), undisturbed.weights())
     assert resumed.logged("loss") == undisturbed.logged("loss")[step - 1 :]

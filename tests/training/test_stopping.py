@@ -21,7 +21,7 @@ from conftest import tiny_model
 from tiny_runs import LORA, ROWS, TOKENIZER, Heard, Trained, job
 from truetune.errors import BackendError, CheckpointError
 from truetune.model.adapter import add_adapter, verify_adapter
-from truetune.runs.directory import missing_files
+from truetune.runs.checkpoints import problems
 from truetune.training.monitor import MetricsCallback, NonFiniteGuard, SignalCallback
 from truetune.training.trl import build_engine, overflowed, train
 
@@ -63,14 +63,16 @@ class Child:
         return printed.splitlines(), errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     child = Child(tmp_path, seconds_a_step=0.3)
     child.kill(number)
     printed, errors = child.end()
     assert child.process.returncode == 0, errors
     assert printed[-1] == f"ended {number.name} 1 1"
-    assert missing_files(tmp_path / "checkpoint-1") == []
+    assert problems(tmp_path / "checkpoint-1") == []
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
@@ -86,6 +88,17 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert child.process.returncode != 0
     assert printed == []
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalCallback() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class SignalledAt(TrainerCallback):

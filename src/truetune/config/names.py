@@ -181,7 +181,9 @@ REFUSED: dict[str, str] = {
     "learning_rate_multiplier": "it multiplies a base rate that only the service knew: set learning_rate",
     "tokenizer": "the tokenizer comes with the model: set data.template to change its prompts",
     "processing_class": "the tokenizer comes with the model: set data.template to change its prompts",
-    "resume_from_checkpoint": "resuming is said on the command line: --resume, or --resume PATH",
+    "resume_from_checkpoint": "a config says what a run is, not whether it goes on: give --resume, --resume "
+    "auto or --resume PATH; in Python, resume_from_checkpoint=",
+    "enable_jit_checkpoint": "SIGTERM, SIGINT and SIGUSR1 write a checkpoint by themselves",
     "overwrite_output_dir": "replacing a run is said on the command line: --overwrite",
     "label_smoothing_factor": "it is not supported: the loss is plain cross-entropy",
     "loraplus_lr_embedding": "embeddings learn at learning_rate: set loraplus_lr_ratio for the update matrices",

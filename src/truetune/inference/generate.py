@@ -111,11 +111,16 @@ class TrainedModel:
 
 
 def load_trained(
-    path: str | Path, *, base_model: str | None = None, device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    path: str | Path,
+    *,
+    base_model: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    dtype: str | None = None,
 ) -> TrainedModel:
     """The trained model of a run's directory, or of the adapter or model folder in it.
 
-    `base_model` names the base where the recorded one is no longer there. Raises CheckpointError for a folder that
+    `base_model` names the base where the recorded one is no longer there; `dtype` is torch's name of the weights'
+    (float32), by default what the device computes fastest. Raises CheckpointError for a folder that
     holds no trained model, BackendError for a base that is missing.
     """
     folder = _weights_folder(Path(path))
@@ -123,7 +128,7 @@ def load_trained(
     is_adapter = (folder / "adapter_config.json").is_file()
     tokenizer = load_tokenizer(ModelSource(str(folder), str(folder)))
     chosen = resolve_device(device)
-    options = ModelOptions(DTYPES[resolve_precision("auto", chosen)], chosen)
+    options = ModelOptions(dtype or DTYPES[resolve_precision("auto", chosen)], chosen)
     if is_adapter:
         model = load_trained_adapter(_base(base_model, stored, options), folder)
     else:

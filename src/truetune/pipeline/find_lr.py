@@ -161,9 +161,7 @@ class _RangeTraining:
 
         rates = rising_rates(self._around(), steps or default_steps(self.plan.steps.steps_per_epoch))
         self._tell(rates)
-        job = train_job(
-            self.plan, machine=self.machine, checkpoints=folder, is_padding_free=isolates, resume_from=None
-        )
+        job = train_job(self.plan, machine=self.machine, checkpoints=folder, is_padding_free=isolates)
         lost = partial(is_lost, steps=len(rates))
         rising = RisingRate(rates, is_over=lost)
         rows = TrainingRows(self.plan.sequences, [], self.machine.tokenizer)

@@ -1,8 +1,9 @@
 """What a run will do, decided before any weight loads: sequences, steps, and every `auto` with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from truetune.config.schema import AdapterConfig, Config
 from truetune.data.examples import Packed, Tokenized
@@ -15,6 +16,7 @@ from truetune.model.hardware import lacks_compiler
 from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.compilation import LongRun, compilation
+from truetune.planning.disk import checkpoint_bytes, checkpoints_at_once
 from truetune.planning.hyperparameters import (
     Choice,
     gradient_checkpointing,
@@ -29,13 +31,17 @@ from truetune.training.schedule import Lengths, Schedule, is_worth_packing, sche
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is."""
+    """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is.
+
+    `disk_bytes` is what checkpoints and trained weights take at most, by estimate.
+    """
 
     config: Config
     sequences: Sequence[Tokenized | Packed]
     steps: Schedule
     choices: tuple[Choice, ...]
     warning: str | None
+    disk_bytes: int
 
     @property
     def is_packed(self) -> bool:
@@ -63,7 +69,19 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)
     warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
-    return RunPlan(resolved, sequences, steps, choices, warning)
+    return RunPlan(resolved, sequences, steps, choices, warning, _disk_bytes(resolved, machine, steps, work))
+
+
+def _disk_bytes(config: Config, machine: Machine, steps: Schedule, work: Workload) -> int:
+    saving, memory = config.checkpoints, estimate(machine.shape, work, checkpointing=False)
+    checkpoints = checkpoints_at_once(
+        saving.save_strategy,
+        save_steps=saving.save_steps,
+        limit=saving.save_total_limit,
+        total_steps=steps.total_steps,
+        steps_per_epoch=steps.steps_per_epoch,
+    )
+    return checkpoints * checkpoint_bytes(memory) + memory.trained // 2
 
 
 def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDataset, listener: Listener) -> RunPlan:
@@ -214,7 +232,8 @@ def train_job(
     machine: Machine,
     checkpoints: Path,
     is_padding_free: bool,
-    resume_from: Path | None,
+    resume_from: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> TrainJob:
     """The engine's job for a plan."""
     config = plan.config
@@ -254,4 +273,5 @@ def train_job(
         is_padding_free=is_padding_free,
         loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
         resume_from=resume_from,
+        identity=identity or {},
     )

@@ -40,7 +40,7 @@ from truetune.pipeline.stages import (
 from truetune.pipeline.workers import dealt, usable_processes
 
 _LIBRARIES = ("truetune", "transformers", "tokenizers")
-_POLICIES = {
+POLICIES = {
     "strict",
     "packing",
     "path",
@@ -294,7 +294,7 @@ def _weighted(places: Places, files: Any, keys: Any, weights: Any, seed: int) ->
 
 def _key(config: Config, files: Sequence[SourceFile], template: Template, max_length: int) -> str:
     """A digest of all that shapes prepared rows."""
-    data = config.data.model_dump(mode="json", exclude=_POLICIES)
+    data = config.data.model_dump(mode="json", exclude=POLICIES)
     return digest(
         {
             "versions": {name: metadata.version(name) for name in _LIBRARIES},

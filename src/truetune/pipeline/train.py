@@ -1,17 +1,19 @@
 """`truetune train`: a config and rows in, a run's directory with a verified model out."""
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from truetune.config.load import dump_config, load_config
-from truetune.config.schema import LORA_KINDS, AdapterConfig, Config
+from truetune.config.schema import Config
 from truetune.data.examples import Record
-from truetune.errors import BackendError, CheckpointError
-from truetune.files import write_json, write_text
+from truetune.errors import BackendError, CheckpointError, first_line
+from truetune.files import remedy, write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
@@ -20,11 +22,11 @@ from truetune.pipeline.check import prepare_for
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.resume import Resume, identity, require_same_run, tell_roundings, where_to_resume
 from truetune.pipeline.stages import Formatting, Rows, require_rows, shaped_records, training_files
-from truetune.runs.directory import RunDirectory, checkpoint_step, missing_files, next_directory, now
+from truetune.runs.checkpoints import checkpoint_step
+from truetune.runs.directory import RunDirectory, next_directory, now, public
 from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
-
-Resume = Literal["never", "auto", "newest"] | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +90,43 @@ def train_run(
     listener = listener or LogListener()
     require_rows(config.data, rows)
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(_data_name(config)))
-    resume_from = _where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
-    if resume_from is not None and directory.config.exists():
-        config = keep_decisions(config, load_config(directory.config).config)
-    machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
-    config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
-    source = list(rows) if rows is not None and iter(rows) is rows else rows  # A generator ends with its first use.
-    prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
-    training = _Training(config, directory, machine, prepared, listener)
-    training.tell_plan()
-    if dry_run:
-        return Run(directory.path, training.plan.config, "dry run", 0, None, None, None)
-    if machine.num_processes > 1:
-        raise BackendError(
-            f"{machine.num_processes} processes are running, and training on several is not supported yet",
-            hint="start one process, without torchrun or accelerate launch; --dry-run plans for any number",
-        )
-    if resume_from is not None:
+    with nullcontext() if dry_run else _at_work(directory):
+        resume_from = where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
+        if resume_from is not None and directory.config.exists():
+            config = keep_decisions(config, load_config(directory.config).config)
+        machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
+        config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
+        # A generator ends with its first use.
+        source = list(rows) if rows is not None and iter(rows) is rows else rows
+        prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
+        training = _Training(config, directory, machine, prepared, resume_from, listener)
+        training.tell_plan()
+        if dry_run:
+            return Run(directory.path, training.plan.config, "dry run", 0, None, None, None)
+        if machine.num_processes > 1:
+            raise BackendError(
+                f"{machine.num_processes} processes are running, and training on several is not supported yet",
+                hint="start one process, without torchrun or accelerate launch; --dry-run plans for any number",
+            )
         training.refuse_another_run()
-        if training.is_complete(resume_from):
-            return open_run(directory.path)
-    session = training.open_session()
+        if not training.is_complete():
+            own_rows = _own_rows(config, source, formatting, listener)
+            training.run(own_rows, callbacks, overwrite=overwrite and resume_from is None)
+        return open_run(directory.path)
+
+
+@contextmanager
+def _at_work(directory: RunDirectory) -> Iterator[None]:
+    """The directory is this process's alone; what its disk refuses is told by name."""
     try:
-        model = training.load(session)
-        if overwrite and resume_from is None:
-            directory.clear()
-        training.write_start(model, _own_rows(config, source, formatting, listener), resume_from)
-        training.train(session, isolates=model.isolates, resume_from=resume_from, callbacks=callbacks)
-    except BaseException as error:
-        training.write_failure(error)
-        raise
-    finally:
-        session.close()
-    return open_run(directory.path)
+        with directory.locked():
+            yield
+    except OSError as error:
+        place = Path(error.filename or directory.path)
+        hint = remedy(error)
+        if hint is None or not (place == directory.path or directory.path in place.parents):
+            raise
+        raise CheckpointError(f"{place} cannot be written: {first_line(error)}", hint=hint) from error
 
 
 class _Training:
@@ -132,17 +138,34 @@ class _Training:
         directory: RunDirectory,
         machine: Machine,
         prepared: PreparedDataset,
+        resume_from: Path | None,
         listener: Listener,
     ) -> None:
         self.config = config
         self.directory = directory
         self.machine = machine
         self.prepared = prepared
+        self.resume_from = resume_from
         self.listener = listener
         self.plan = plan_run(config, machine=machine, prepared=prepared)
         self._has_begun = False
 
-    def open_session(self) -> Session:
+    def run(self, own_rows: Iterable[Record] | None, callbacks: Sequence[Any], *, overwrite: bool) -> None:
+        """From the base's weights to verified ones; what was there before goes only when the model has loaded."""
+        session = self._open_session()
+        try:
+            model = self._load(session)
+            if overwrite:
+                self.directory.clear()
+            self._write_start(model, own_rows)
+            self._train(session, model, callbacks)
+        except BaseException as error:
+            self._write_failure(error)
+            raise
+        finally:
+            session.close()
+
+    def _open_session(self) -> Session:
         return open_session(
             self.machine.backend,
             device=self.machine.device,
@@ -151,7 +174,7 @@ class _Training:
             write_metrics=self.directory.append_metrics,
         )
 
-    def load(self, session: Session) -> LoadedModel:
+    def _load(self, session: Session) -> LoadedModel:
         """The model; packs are given up if it does not keep concatenated rows apart."""
         machine, engine = self.machine, "" if self.machine.backend == "trl" else " with Unsloth"
         by = f" with {threads()}" if machine.device == "cpu" else ""
@@ -165,7 +188,19 @@ class _Training:
         self._tell_coverage(model)
         if not model.isolates:
             self.plan = plan_without_packs(self.config, machine, self.prepared, self.listener)
+        self.refuse_another_run(model)
         return model
+
+    def refuse_another_run(self, model: LoadedModel | None = None) -> None:
+        """CheckpointError if going on would make another run: by its settings, then by the model that was loaded."""
+        if self.resume_from is not None:
+            now_ = self._identity(model) if model else identity(self.plan, self.machine, self.prepared)
+            require_same_run(self.resume_from, now_)
+            if model is None:
+                tell_roundings(self.resume_from, now_, self.listener)
+
+    def _identity(self, model: LoadedModel) -> dict[str, Any]:
+        return {**identity(self.plan, self.machine, self.prepared), "model.revision": model.revision}
 
     def _tell_coverage(self, model: LoadedModel) -> None:
         if self.config.adapter.method == "lora":
@@ -177,15 +212,16 @@ class _Training:
                 "most of this model's weights; all-linear reaches them, or adapter.target_parameters"
             )
 
-    def train(self, session: Session, *, isolates: bool, resume_from: Path | None, callbacks: Sequence[Any]) -> None:
+    def _train(self, session: Session, model: LoadedModel, callbacks: Sequence[Any]) -> None:
         """Trains, then saves and verifies; run.json says at any time how far it came."""
         logging = self.config.logging
         job = train_job(
             self.plan,
             machine=self.machine,
             checkpoints=self.directory.checkpoints,
-            is_padding_free=isolates,
-            resume_from=resume_from,
+            is_padding_free=model.isolates,
+            resume_from=self.resume_from,
+            identity=self._identity(model),
         )
         tokenizer = with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template)
         rows = TrainingRows(self.plan.sequences, self.prepared.validation, tokenizer)
@@ -200,23 +236,26 @@ class _Training:
             self.directory.update_record(status="finished", adapter=folder.name, **outcome)
 
     def _save(self, session: Session) -> Path:
-        from truetune.inference.prompt_format import prompt_format, write_prompt_format
+        from truetune.inference import prompt_format
 
         source, template = self.machine.source, self.prepared.template
         folder = self.directory.adapter if self.config.adapter.method == "lora" else self.directory.model
-        tensors = session.save(Destination(folder, source.name, source.revision, template.stop_token_ids))
-        stored = prompt_format(template, self.prepared.formats, base_model=source.name, revision=source.revision)
-        write_prompt_format(folder, stored)
+        prompts = prompt_format.prompt_format(
+            template, self.prepared.formats, base_model=source.name, revision=source.revision
+        )
+        documents = {prompt_format.FILE: asdict(prompts)}
+        tensors = session.save(Destination(folder, source.name, source.revision, template.stop_token_ids, documents))
         self.listener.say(f"saved and verified: {tensors} tensors in {folder}")
         return folder
 
-    def write_failure(self, error: BaseException) -> None:
-        """How the run ended, if it had begun."""
-        if self._has_begun:
+    def _write_failure(self, error: BaseException) -> None:
+        """How the run ended, if it had begun, and where its disk still takes that."""
+        if self._has_begun and self.directory.record.exists():
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.directory.update_record(status=status, error=str(error), ended=now())
+            with suppress(OSError):
+                self.directory.update_record(status=status, error=str(error), ended=now())
 
-    def write_start(self, model: LoadedModel, own_rows: Iterable[Record] | None, resume_from: Path | None) -> None:
+    def _write_start(self, model: LoadedModel, own_rows: Iterable[Record] | None) -> None:
         """The directory as it stands before the first step: config, report, record, and rows from Python."""
         directory, plan, report = self.directory, self.plan, self.prepared.report
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -228,14 +267,13 @@ class _Training:
             config = config.model_copy(update={"data": data})
         write_text(directory.config, dump_config(config))
         write_json(directory.data_report, report.as_json())
-        if resume_from is not None:
-            directory.forget_metrics_after(checkpoint_step(resume_from))
-        directory.update_record(
-            status="running",
+        if self.resume_from is not None:
+            for later in directory.go_back_to(self.resume_from):
+                self.listener.say(f"{later.name} is set aside: the run goes on from {self.resume_from.name}")
+        directory.begin_record(
             started=now(),
-            command=sys.argv,
-            resumed_from=resume_from and str(resume_from),
-            identity=self.identity(),
+            command=public(sys.argv),
+            resumed_from=self.resume_from and str(self.resume_from),
             **self.machine.as_record(model),
             data={
                 "path": config.data.path,
@@ -249,49 +287,12 @@ class _Training:
         )
         self._has_begun = True
 
-    def identity(self) -> dict[str, Any]:
-        """What must not change for a resumed run to be the same run."""
-        config = self.plan.config
-        adapter, training, targets = config.adapter, config.training, config.adapter.target_modules
-        return {
-            "model.name_or_path": self.machine.source.name,
-            "model fingerprint": self.machine.fingerprint,
-            "adapter.method": adapter.method,
-            "adapter.r": adapter.r,
-            "adapter.lora_alpha": adapter.lora_alpha,
-            "adapter.target_modules": targets if isinstance(targets, str) else list(targets),
-            **_kinds(adapter),
-            "data (rows, template, masking, length or split)": self.prepared.fingerprint,
-            "data.packing": config.data.packing,
-            "training.backend": training.backend,
-            "training.seed": training.seed,
-            "training.per_device_train_batch_size": training.per_device_train_batch_size,
-            "training.gradient_accumulation_steps": training.gradient_accumulation_steps,
-            "training.learning_rate": training.learning_rate,
-        }
-
-    def refuse_another_run(self) -> None:
-        """CheckpointError, naming each difference, if resuming would make this another run."""
-        # Runs of version 0.1 say nothing of an engine, or of an adapter's kind: there was one of each.
-        before = {
-            "training.backend": "trl",
-            **_kinds(AdapterConfig()),
-            **self.directory.read_record().get("identity", {}),
-        }
-        now_ = self.identity()
-        differences = [
-            f"{name} was {before.get(name)} and is {now_[name]}" for name in now_ if before.get(name) != now_[name]
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{self.directory.path} cannot be resumed, it would be another run: {'; '.join(differences)}",
-                hint="set them back, or start a new run elsewhere (adapter.init_from goes on from weights)",
-            )
-
-    def is_complete(self, checkpoint: Path) -> bool:
+    def is_complete(self) -> bool:
         """True if nothing is left to train; a schedule that changed is told."""
+        if self.resume_from is None:
+            return False
         record, total = self.directory.read_record(), self.plan.steps.total_steps
-        if record["status"] == "finished" and checkpoint_step(checkpoint) >= total:
+        if record["status"] == "finished" and checkpoint_step(self.resume_from) >= total:
             self.listener.say(f"the run is complete: {total} of {total} steps are done")
             return True
         if (before := record.get("total_steps")) != total:
@@ -309,12 +310,17 @@ class _Training:
             self.listener.say(f"{choice.name}: {choice.value} ({choice.reason})")
         if self.plan.warning:
             self.listener.warn(self.plan.warning)
+        self._tell_disk()
 
-
-def _kinds(adapter: AdapterConfig) -> dict[str, Any]:
-    """What kind of LoRA is trained, as run.json keeps it."""
-    values = {name: getattr(adapter, name) for name in LORA_KINDS}
-    return {f"adapter.{name}": list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    def _tell_disk(self) -> None:
+        """Warns where the run's checkpoints will not fit."""
+        there = next(path for path in [self.directory.path, *self.directory.path.absolute().parents] if path.is_dir())
+        free, needed = shutil.disk_usage(there).free, self.plan.disk_bytes
+        if free < needed:
+            self.listener.warn(
+                f"{self.directory.path}: checkpoints and weights will take about {needed / 1e9:,.1f} GB, and "
+                f"{free / 1e9:,.1f} GB are free on its disk; a lower checkpoints.save_total_limit takes less"
+            )
 
 
 def _own_rows(
@@ -333,32 +339,3 @@ def _data_name(config: Config) -> str | None:
     path = config.data.path
     first = path if path is None or isinstance(path, str) else path[0]
     return first if first is None or isinstance(first, str) else first.path
-
-
-def _where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool, listener: Listener) -> Path | None:
-    """The checkpoint to go on from, or None to start. CheckpointError for a folder that must not be touched."""
-    if isinstance(resume, Path):
-        lacking = missing_files(resume)
-        if lacking:
-            raise CheckpointError(f"{resume} is not a complete checkpoint: {', '.join(lacking)} missing")
-        return resume
-    complete = directory.complete_checkpoints()
-    if resume != "never" and complete:
-        for path in directory.checkpoints.glob("checkpoint-*"):
-            if checkpoint_step(path) > checkpoint_step(complete[0]):
-                listener.warn(f"{path.name} is not complete ({', '.join(missing_files(path))} missing): passed over")
-        return complete[0]
-    if resume == "newest":
-        raise CheckpointError(
-            f"{directory.path} holds no complete checkpoint to resume from", hint="start it without --resume"
-        )
-    if (complete or _is_finished(directory)) and not overwrite:
-        raise CheckpointError(
-            f"{directory.path} already holds a run",
-            hint="go on with --resume, replace it with --overwrite, or choose another --output-dir",
-        )
-    return None
-
-
-def _is_finished(directory: RunDirectory) -> bool:
-    return directory.record.exists() and directory.read_record().get("status") == "finished"

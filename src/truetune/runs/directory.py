@@ -1,15 +1,18 @@
 """A run's directory: where everything about one training lies, written so that no reader sees half a file."""
 
 import json
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from truetune.errors import CheckpointError
-from truetune.files import write_json, write_text
+from truetune.files import leftovers, set_aside, write_json, write_text
+from truetune.runs.checkpoints import checkpoint_step, listed, logged_lines
 
 Status = Literal["running", "finished", "stopped", "failed"]
 Resume = Literal["never", "auto", "newest"]
@@ -55,13 +58,44 @@ class RunDirectory:
         """The whole model, after full fine-tuning."""
         return self.path / "model"
 
-    def holds_run(self) -> bool:
-        return self.record.exists() or any(self.checkpoints.glob("checkpoint-*"))
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this lasts no other process trains here. The system lets go of the lock of a process that dies.
 
-    def complete_checkpoints(self) -> list[Path]:
-        """The checkpoints that hold all they need to go on from, the newest first."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if not missing_files(path)]
-        return sorted(found, key=checkpoint_step, reverse=True)
+        What a killed process left half written is removed. CheckpointError if the lock is taken.
+        """
+        from filelock import FileLock, Timeout
+
+        is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(
+                f"{self.path} is in use: another training is running there",
+                hint="wait for it, stop it, or choose another --output-dir",
+            ) from None
+        try:
+            self._sweep()
+            yield
+        finally:
+            lock.release()
+            if is_new and self.path.is_dir():
+                self._remove_if_empty()
+
+    def _sweep(self) -> None:
+        for path in [*leftovers(self.path), *leftovers(self.checkpoints)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _remove_if_empty(self) -> None:
+        if [path.name for path in self.path.iterdir()] in ([], [".lock"]):
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def is_finished(self) -> bool:
+        """True if a run has come to its end here."""
+        return self.record.exists() and self.read_record().get("status") == "finished"
 
     def read_record(self) -> dict[str, Any]:
         """run.json. Raises CheckpointError if there is none."""
@@ -72,6 +106,10 @@ class RunDirectory:
         except ValueError as error:
             raise CheckpointError(f"{self.record} is damaged: {error}") from error
         return record
+
+    def begin_record(self, **facts: Any) -> None:
+        """A new run.json, of a run that begins or goes on: how it ended before is no longer true."""
+        write_json(self.record, {"status": "running", **facts})
 
     def update_record(self, **changes: Any) -> None:
         """Adds to run.json, which is there as a whole at any time."""
@@ -89,10 +127,17 @@ class RunDirectory:
         lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run will take again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    def go_back_to(self, checkpoint: Path) -> list[Path]:
+        """Metrics as they were at a checkpoint; later checkpoints lose their names, and are returned.
+
+        They are removed when a process next trains here, so that nothing is lost before this one has saved.
+        """
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in logged_lines(checkpoint)))
+        step = checkpoint_step(checkpoint)
+        later = [path for path in listed(self.checkpoints) if checkpoint_step(path) > step]
+        for path in later:
+            set_aside(path)
+        return later
 
     def clear(self) -> None:
         """Removes what a run wrote here, and nothing else."""
@@ -108,22 +153,14 @@ def next_directory(data: str | None, *, root: Path = Path("runs")) -> Path:
     return next(path for n in range(1, 1_000_000) if not (path := root / f"{name}-{n}").exists())
 
 
-def checkpoint_step(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    number = path.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+_SECRET = re.compile(
+    r"(?i)((?:token|key|secret|password)\w*[=:]\s*)\S+|\b(?:hf_|sk-|wandb_)\w{16,}|(://)[^/@\s]+(?=@)"
+)
 
 
-def missing_files(checkpoint: Path) -> list[str]:
-    """What a checkpoint lacks to be gone on from exactly; Trainer writes trainer_state.json last."""
-    weights = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-    needed = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
-    missing = [name for name in needed if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in weights):
-        missing.append("adapter_model.safetensors or model.safetensors")
-    if not any(checkpoint.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
-    return missing
+def public(words: Sequence[str]) -> list[str]:
+    """A command's words without what looks like a password, a key or a token."""
+    return [_SECRET.sub(lambda found: f"{found[1] or found[2] or ''}***", word) for word in words]
 
 
 def now() -> str:

@@ -38,8 +38,7 @@ def sft_arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         eval_on_start=evaluates and job.resume_from is None,
         save_strategy=job.save_strategy,
         save_steps=job.save_steps,
-        # With a limit of 1, Trainer ends by deleting the newest checkpoint where another one is the best.
-        save_total_limit=2 if keeps_best and job.save_total_limit == 1 else job.save_total_limit,
+        save_total_limit=None,  # Engine rotates, and Trainer must not remove anything.
         load_best_model_at_end=keeps_best,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,

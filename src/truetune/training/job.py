@@ -1,8 +1,9 @@
 """What the engine is asked to do, and what came of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Strategy = Literal["no", "steps", "epoch"]
 
@@ -12,7 +13,8 @@ class TrainJob:
     """Every setting of a training run, resolved: nothing is `auto` any more.
 
     `warmup_steps` counts steps, or is a share of all steps when below 1; `eval_steps` and `save_steps` likewise.
-    `device` and `precision` are those of model.hardware. `max_steps` -1 leaves the length to the epochs.
+    `device` and `precision` are those of model.hardware. `max_steps` -1 leaves the length to the epochs. `identity`
+    is what a checkpoint says of the run that it belongs to.
     """
 
     output_dir: Path
@@ -49,6 +51,7 @@ class TrainJob:
     torch_compile: bool = False
     loraplus_lr_ratio: float | None = None
     resume_from: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

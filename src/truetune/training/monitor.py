@@ -13,6 +13,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from truetune.errors import BackendError, first_line
 from truetune.listener import Listener, StepEvent
+from truetune.runs.checkpoints import metrics_line
+from truetune.training.signals import stopping
 
 NON_FINITE_LIMIT = 3
 
@@ -51,18 +53,18 @@ class MetricsCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            self._write({"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}})
+            self._write(metrics_line(state.global_step, logs))
 
 
 class SignalCallback(TrainerCallback):
-    """SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once."""
+    """A signal to stop finishes the step, writes a checkpoint and ends the run; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "SignalCallback":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stopping():
             try:
                 self._before[number] = signal.signal(number, self._handle)
             except ValueError:
@@ -106,18 +108,35 @@ class NonFiniteGuard:
         return self._bad > 0
 
     def check(
-        self, *, step: int, loss: float, grad_norm: float | None, newest_checkpoint: Callable[[], Path | None]
+        self,
+        *,
+        step: int,
+        loss: float,
+        grad_norm: float | None,
+        newest_checkpoint: Callable[[], Path | None],
+        damaged: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Counts the step; raises BackendError at the third bad one in a row."""
+        """Counts the step; raises BackendError at the third bad one in a row, naming a weight that was `damaged`."""
         is_bad = not math.isfinite(loss) or not math.isfinite(grad_norm or 0.0)
         self._bad = self._bad + 1 if is_bad else 0
         if self._bad < NON_FINITE_LIMIT:
             return
+        if (name := damaged()) is not None:
+            raise BackendError(
+                f"the base model's weight {name} holds values that are not finite, and so do all losses",
+                hint="its files are damaged, or its precision is too narrow: load it again, or set model.dtype",
+            )
         raise BackendError(
             f"training diverged: non-finite loss ({loss}) or gradient norm ({grad_norm}) in {NON_FINITE_LIMIT} steps "
             f"in a row, the last of them step {step}; last good checkpoint: {newest_checkpoint() or 'none'}",
             hint="lower training.learning_rate; training.precision=fp32 shows whether precision is the cause",
         )
+
+
+def damaged_weight(model: Any) -> str | None:
+    """The name of a weight that does not learn and yet holds values that are not finite."""
+    frozen = ((name, each) for name, each in model.named_parameters() if not each.requires_grad)
+    return next((name for name, each in frozen if each.is_floating_point() and not each.isfinite().all()), None)
 
 
 class GuardedTracker(TrainerCallback):
@@ -205,8 +224,3 @@ def tell_step(listener: Listener, state: TrainerState, loss: float, watch: Stopw
             seconds_left=watch.seconds_left(state.max_steps - state.global_step),
         )
     )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a value that is none is null, never 0."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

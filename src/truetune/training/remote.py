@@ -25,12 +25,13 @@ from truetune.training.session import (
     TrainingRows,
     WriteMetrics,
 )
+from truetune.training.signals import stopping
 
 
 class RemoteSession:
     """A session whose work is done by another process, which `python -c program` starts.
 
-    What the process prints goes to the file `log`. SIGINT and SIGTERM are passed on to it; it ends with this process.
+    What the process prints goes to the file `log`. Signals to stop are passed on to it; it ends with this process.
     """
 
     def __init__(
@@ -109,15 +110,14 @@ class RemoteSession:
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """A first SIGINT or SIGTERM lets the process end in order, a second one at once: both reach it alone."""
+        """A first signal to stop lets the process end in order, a second one at once: both reach it alone."""
 
         def pass_on(number: int, _: object) -> None:
             self._received = signal.Signals(number)
             self._process.send_signal(number)
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
         is_main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, pass_on) for number in numbers} if is_main else {}
+        before = {number: signal.signal(number, pass_on) for number in stopping()} if is_main else {}
         try:
             yield
         finally:

@@ -1,46 +1,63 @@
 """The trained weights, saved through the trainer, read back, compared, and only then given their name."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from truetune.errors import CheckpointError
-from truetune.files import staged_folder
+from truetune.files import write_json
 from truetune.model.adapter import load_trained_adapter, verify_adapter, verify_tensors
-
-# A pickle, and a model card with this machine's paths: neither belongs to a model that is passed on.
-_UNWANTED = ("training_args.bin", "README.md")
+from truetune.model.probe import likeliest
+from truetune.runs.checkpoints import manifested
+from truetune.training.checkpoints import drop_unwanted, saving
 
 
 def save_adapter(
-    engine: Any, folder: Path, *, base_model: str, revision: str | None, load_base: Callable[[], Any]
+    engine: Any,
+    folder: Path,
+    *,
+    base_model: str,
+    revision: str | None,
+    load_base: Callable[[], Any],
+    documents: Mapping[str, Any] | None = None,
 ) -> int:
-    """Saves adapter, tokenizer and template to `folder`; returns how many tensors it holds.
+    """Saves adapter, tokenizer, template and `documents` to `folder`; returns how many tensors it holds.
 
     `base_model` is recorded as the user named it. Raises CheckpointError unless the adapter, loaded again, has the
     trained tensors and gives the trained logits bit for bit. One that started in the base's weights is checked on the
     base that `load_base` loads, untouched.
     """
-    with staged_folder(folder) as staged:
-        engine.save_model(str(staged))
-        _drop_unwanted(staged)
+    with _saved(engine, folder, documents) as staged:
         tensors = _verified(engine.accelerator.unwrap_model(engine.model), staged, load_base)
         _name_base(staged / "adapter_config.json", base_model, revision)
         return tensors
 
 
-def save_full_model(engine: Any, folder: Path, *, stop_token_ids: tuple[int, ...]) -> int:
-    """Saves the whole model with its tokenizer to `folder`; returns how many tensors it holds.
+def save_full_model(
+    engine: Any, folder: Path, *, stop_token_ids: tuple[int, ...], documents: Mapping[str, Any] | None = None
+) -> int:
+    """Saves the whole model with its tokenizer and `documents` to `folder`; returns how many tensors it holds.
 
     Raises CheckpointError unless every trained tensor is there, or one it shares its memory with, and equal.
     """
     model = engine.accelerator.unwrap_model(engine.model)
     model.generation_config.eos_token_id = list(stop_token_ids)
-    with staged_folder(folder) as staged:
-        engine.save_model(str(staged))
-        _drop_unwanted(staged)
+    with _saved(engine, folder, documents) as staged:
         return _verify_weights(model, staged)
+
+
+@contextmanager
+def _saved(engine: Any, folder: Path, documents: Mapping[str, Any] | None) -> Iterator[Path]:
+    """The weights in a hidden folder, which takes its name and gets a manifest when they have been verified."""
+    logits = likeliest(engine.accelerator.unwrap_model(engine.model))
+    with saving(folder, engine.model), manifested(folder, {"logits": logits}) as staged:
+        engine.save_model(str(staged))
+        drop_unwanted(staged)
+        for name, document in (documents or {}).items():
+            write_json(staged / name, document)
+        yield staged
 
 
 def _verified(model: Any, folder: Path, load_base: Callable[[], Any]) -> int:
@@ -53,11 +70,6 @@ def _verified(model: Any, folder: Path, load_base: Callable[[], Any]) -> int:
     write_plain(folder, start)
     verify_plain(model, load_trained_adapter(load_base(), folder), folder)
     return tensors
-
-
-def _drop_unwanted(folder: Path) -> None:
-    for name in _UNWANTED:
-        (folder / name).unlink(missing_ok=True)
 
 
 def _name_base(config: Path, base_model: str, revision: str | None) -> None:

@@ -63,12 +63,13 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the trained weights go, and what is recorded of their base."""
+    """Where the trained weights go, what is recorded of their base, and `documents` that go beside, by file name."""
 
     folder: Path
     base_model: str
     revision: str | None
     stop_token_ids: tuple[int, ...]
+    documents: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
@@ -160,8 +161,14 @@ class TrlSession:
                 base_model=destination.base_model,
                 revision=destination.revision,
                 load_base=lambda: load_model(request.source, request.options),
+                documents=destination.documents,
             )
-        return save_full_model(self._engine, folder, stop_token_ids=destination.stop_token_ids)
+        return save_full_model(
+            self._engine,
+            folder,
+            stop_token_ids=destination.stop_token_ids,
+            documents=destination.documents,
+        )
 
     def close(self) -> None:
         self._model = self._engine = None

@@ -26,7 +26,9 @@ from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
 from truetune.model.hardware import lacks_compiler
 from truetune.model.tokenizer import pad_token_id
+from truetune.runs.checkpoints import checkpoint_folder, newest_listed
 from truetune.training.arguments import sft_arguments
+from truetune.training.checkpoints import BestCheckpoint, rate_by_schedule, read_unlogged, write_checkpoint
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.loss import provable_head
 from truetune.training.monitor import (
@@ -34,6 +36,7 @@ from truetune.training.monitor import (
     NonFiniteGuard,
     SignalCallback,
     Stopwatch,
+    damaged_weight,
     guarded_trackers,
     tell_step,
 )
@@ -53,11 +56,9 @@ class Engine(SFTTrainer):
     computes_side_by_side = True
     """False where the model's code is another than transformers', and may not allow it."""
 
-    loraplus_lr_ratio: float | None = None
-    """How many times faster an adapter's update matrices B learn (LoRA+, arXiv 2402.12354); None: as fast."""
-
-    def __init__(self, *, listener: Listener, **options: Any) -> None:
+    def __init__(self, *, job: TrainJob, listener: Listener, **options: Any) -> None:
         super().__init__(**options)
+        self.job = job
         # Gemma 3n and 4 say no, and Trainer then averages micro-batches whatever their tokens; the loss here is ours.
         self.model_accepts_loss_kwargs = True
         self.listener = listener
@@ -66,7 +67,7 @@ class Engine(SFTTrainer):
         self._guarded_step = 0
         self._step = Step()
         self._restore_random = random_state()
-        self._logged = Counts()
+        self._logged = read_unlogged(job.resume_from) if job.resume_from else Counts()
         can_be_cut = self.accelerator.num_processes == 1 and not self.aux_loss_enabled
         self._room = Room(TOKENS.get(self.args.device.type), can_be_cut=can_be_cut, workers=self._workers())
         self._plain, self._head = self.model, provable_head(self.model)
@@ -105,12 +106,12 @@ class Engine(SFTTrainer):
         return score_logits(model, inputs)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Trainer's optimizer, with groups of their own for the update matrices B of LoRA+."""
-        is_new = self.optimizer is None
+        """Trainer's optimizer, with groups of their own for the update matrices B of LoRA+ (arXiv 2402.12354)."""
+        is_new, ratio = self.optimizer is None, self.job.loraplus_lr_ratio
         optimizer = super().create_optimizer(model)
-        if is_new and self.loraplus_lr_ratio is not None:
+        if is_new and ratio is not None:
             faster = {id(value) for name, value in self.model.named_parameters() if "lora_B" in name}
-            optimizer.param_groups = list(_parted(optimizer.param_groups, faster, self.loraplus_lr_ratio))
+            optimizer.param_groups = list(_parted(optimizer.param_groups, faster, ratio))
         return optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
@@ -222,11 +223,22 @@ class Engine(SFTTrainer):
         step = self.state.global_step
         if not step or self._guard.is_alarmed or self.accelerator.num_processes > 1:
             return ""
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if newest_checkpoint(folder.parent) != folder:
+        folder = checkpoint_folder(Path(self.args.output_dir), step)
+        if newest_listed(folder.parent) != folder:
             self._restore_random()
             self._save_checkpoint(self.model, None)
         return f"; step {step} is saved in {folder}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that is there as a whole or not at all."""
+        job = self.job
+        write_checkpoint(self, identity=job.identity, unlogged=self._logged, limit=job.save_total_limit)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Trainer's, which would take the next step at the rate of the schedule that the checkpoint knew."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            rate_by_schedule(self.lr_scheduler)
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer after every step and epoch: the one place that knows the step's gradient norm."""
@@ -251,7 +263,8 @@ class Engine(SFTTrainer):
             step=self.state.global_step,
             loss=loss,
             grad_norm=None if overflowed(self.accelerator) else grad_norm,
-            newest_checkpoint=partial(newest_checkpoint, Path(self.args.output_dir)),
+            newest_checkpoint=partial(newest_listed, Path(self.args.output_dir)),
+            damaged=partial(damaged_weight, self.model),
         )
 
     def evaluation_loop(
@@ -336,6 +349,7 @@ def build_engine(
     patience = job.early_stopping_patience
     stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience and validation else []
     engine = kind(
+        job=job,
         listener=listener,
         model=model,
         args=sft_arguments(job, has_validation=bool(validation)),
@@ -345,9 +359,8 @@ def build_engine(
         if job.is_padding_free
         else partial(collate_padded, pad_token_id=pad_token_id(tokenizer)),
         processing_class=tokenizer,
-        callbacks=[*stopping, *guarded_trackers(job.report_to, listener), *callbacks],
+        callbacks=[BestCheckpoint(listener), *stopping, *guarded_trackers(job.report_to, listener), *callbacks],
     )
-    engine.loraplus_lr_ratio = job.loraplus_lr_ratio
     engine.remove_callback(PrinterCallback)
     if job.torch_compile:
         engine.compile_layers()
@@ -373,15 +386,6 @@ def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainRe
         peak_memory_bytes=peak_memory_bytes(job.device),
         stopped_by=signals.received,
     )
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step; trainer_state.json is what Trainer writes last."""
-    steps = {
-        int(path.parent.name.rpartition("-")[2]): path.parent
-        for path in folder.glob("checkpoint-*/trainer_state.json")
-    }
-    return steps[max(steps)] if steps else None
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -1,0 +1,151 @@
+"""Whether a run may go on, and from which checkpoint: only as the run that it was."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from truetune.config.schema import Config
+from truetune.environment import usable_threads
+from truetune.errors import CheckpointError
+from truetune.listener import Listener
+from truetune.pipeline.machine import Machine, stored_dtype, versions
+from truetune.pipeline.plan import RunPlan
+from truetune.pipeline.prepare import POLICIES, PreparedDataset
+from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest
+from truetune.runs.directory import RunDirectory
+
+Resume = Literal["never", "auto", "newest"] | Path
+
+_DATA = "data (rows, tokens, masks and split)"
+_ROWS_A_STEP = "rows a step (per_device_train_batch_size x gradient_accumulation_steps x processes)"
+_FREE = {"backend", "num_train_epochs", "max_steps", "num_processes", "learning_rate", "optim", "precision"}
+"""Of `training`: lengths, which may change, and what is resolved elsewhere."""
+_ROUNDING = {
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.activation_offloading",
+    "training.torch_compile",
+    "device",
+    "threads",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "unsloth",
+}
+"""What changes the last digits of a run, or its dropout, and nothing else."""
+
+
+# --- where to go on from ----------------------------------------------------------------------------------
+
+
+def where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool, listener: Listener) -> Path | None:
+    """The checkpoint to go on from, or None to start. CheckpointError for a folder that must not be touched."""
+    if isinstance(resume, Path):
+        return _named(directory, resume)
+    there = checkpoints_in(directory.checkpoints)
+    if resume != "never" and (sound := _newest_sound(there, listener)):
+        return sound
+    if resume != "never" and there:
+        raise CheckpointError(
+            f"{directory.path}: none of its {len(there)} checkpoints can be gone on from",
+            hint="start again with --overwrite",
+        )
+    if resume == "newest":
+        raise CheckpointError(
+            f"{directory.path} holds no complete checkpoint to resume from", hint="start it without --resume"
+        )
+    if (there or directory.is_finished()) and not overwrite:
+        raise CheckpointError(
+            f"{directory.path} already holds a run",
+            hint="go on with --resume, replace it with --overwrite, or choose another --output-dir",
+        )
+    return None
+
+
+def _named(directory: RunDirectory, checkpoint: Path) -> Path:
+    if found := problems(checkpoint):
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {'; '.join(found)}")
+    if checkpoint.resolve().parent != directory.checkpoints.resolve():
+        raise CheckpointError(
+            f"{checkpoint} is not one of the checkpoints in {directory.path}",
+            hint="leave output_dir to its own run; adapter.init_from starts another one from a run's weights",
+        )
+    return checkpoint
+
+
+def _newest_sound(checkpoints: list[Path], listener: Listener) -> Path | None:
+    for path in checkpoints:
+        found = problems(path)
+        if not found:
+            return path
+        listener.warn(f"{path.name} is not complete ({'; '.join(found)}): passed over")
+    return None
+
+
+# --- the same run -----------------------------------------------------------------------------------------
+
+
+def identity(plan: RunPlan, machine: Machine, prepared: PreparedDataset) -> dict[str, Any]:
+    """What a run is, by setting, as its checkpoints say it: what it learns, from what, how, and on which machine."""
+    config = plan.config
+    return {
+        **_base(config, machine),
+        **_of("adapter", config.adapter.model_dump(mode="json"), without={"init_from"}),
+        **_of("data", config.data.model_dump(mode="json"), without=POLICIES - {"packing"}),
+        _DATA: prepared.fingerprint,
+        _ROWS_A_STEP: plan.steps.effective_batch_size,
+        "training.backend": machine.backend,
+        "training.learning_rate": config.training.learning_rate,
+        "training.optim": config.training.optim,
+        "training.precision": machine.precision,
+        **_of("training", config.training.model_dump(mode="json"), without=_FREE),
+        "device": machine.device,
+        "threads": usable_threads(),
+        **versions(),
+    }
+
+
+def _base(config: Config, machine: Machine) -> dict[str, Any]:
+    # A folder may be moved: its fingerprint is what counts. A hub's commit is known once the model is loaded.
+    name = {} if machine.fingerprint else {"model.name_or_path": machine.source.name}
+    return {
+        **name,
+        "model (configuration, tokenizer and weights)": machine.fingerprint,
+        "model.dtype": stored_dtype(config, machine.precision),
+        "model.quantization": machine.quantization,
+    }
+
+
+def _of(section: str, values: Mapping[str, Any], *, without: set[str] | frozenset[str]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for name, value in values.items() if name not in without}
+
+
+def require_same_run(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """CheckpointError, naming each difference, if going on from the checkpoint would make another run."""
+    refused = [text for name, text in _changed(checkpoint, now).items() if name not in _ROUNDING]
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed, it would be another run: {'; '.join(refused)}",
+            hint="set them back, or start a new run elsewhere (adapter.init_from goes on from weights)",
+        )
+
+
+def tell_roundings(checkpoint: Path, now: Mapping[str, Any], listener: Listener) -> None:
+    """Tells what will change the run's last digits."""
+    if changed := [text for name, text in _changed(checkpoint, now).items() if name in _ROUNDING]:
+        listener.warn(f"the same run goes on, but not to the same bits: {'; '.join(changed)}")
+
+
+def _changed(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, str]:
+    """What is not as it was, by setting; data settings only where they made other tokens."""
+    before: dict[str, Any] = read_manifest(checkpoint)["identity"]
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return {
+        name: f"{name} was {before[name]} and is {now[name]}"
+        for name in names
+        if not name.startswith("data.") or name == "data.packing" or _DATA in names
+    }

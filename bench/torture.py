@@ -9,7 +9,7 @@ leaves the write half done). Then the same call resumes it (`resume="auto"`). Th
 has loaded the libraries; `--cold` ones are the command line's, killed from its start on.
 
 Each has to end with the adapter, the last checkpoint's weights, optimizer, schedule and random numbers, the metrics
-(but for tokens_per_second) and the checkpoints of the run that was not killed; and after each kill no checkpoint may
+(but for times and rates) and the checkpoints of the run that was not killed; and after each kill no checkpoint may
 be seen that is not whole. Exit status 1 otherwise. Needs Linux and a C compiler.
 """
 
@@ -124,7 +124,7 @@ def train(config: dict[str, Any], run: Path, *, fatal: int, counted: Path | None
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that has to be equal of two runs."""
-    from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest, sha256
+    from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest, sha256, untimed
 
     checkpoints = checkpoints_in(run / "checkpoints")
     assert checkpoints, f"{run} has no checkpoints"
@@ -135,7 +135,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "adapter": sha256(run / "adapter" / "adapter_model.safetensors"),
         "state": {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", ".pt", ".pth"))},
         "checkpoints": [path.name for path in checkpoints],
-        "metrics": [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines],
+        "metrics": [untimed(line) for line in lines],
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 import truetune
 from conftest import arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
-from truetune.runs.checkpoints import checkpoints_in, read_manifest, sha256
+from truetune.runs.checkpoints import checkpoints_in, read_manifest, sha256, untimed
 
 SETTINGS = {**FAST, "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 
@@ -58,8 +58,8 @@ def state(run: Path) -> dict[str, str]:
     return {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", ".pt", ".pth"))}
 
 
-def untimed(run: truetune.Run) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in run.metrics]
+def lines(run: truetune.Run) -> list[dict[str, Any]]:
+    return [untimed(line) for line in run.metrics]
 
 
 def assert_same_end(run: truetune.Run, whole: truetune.Run) -> None:
@@ -67,7 +67,7 @@ def assert_same_end(run: truetune.Run, whole: truetune.Run) -> None:
     assert len(state(run.directory)) >= 4
     weights = [sha256(each.directory / "adapter" / "adapter_model.safetensors") for each in (run, whole)]
     assert weights[0] == weights[1]
-    assert untimed(run) == untimed(whole)
+    assert lines(run) == lines(whole)
 
 
 # --- where it goes on ---------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_g24_a_resumed_run_ends_to_the_bit_where_an_uninterrupted_one_does(
 def test_metrics_are_made_whole_again_from_the_checkpoint(whole: truetune.Run, crashed: Path) -> None:
     (crashed / "metrics.jsonl").write_bytes(b"\0" * 500)
     run, _ = resumed(crashed)
-    assert untimed(run) == untimed(whole)
+    assert lines(run) == lines(whole)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "manifest.json"])
@@ -153,6 +153,64 @@ def test_a_best_checkpoint_that_is_damaged_is_told_and_forgotten(tiny_base: Path
     shutil.rmtree(run.directory / "adapter")
     _, heard = resumed(run.directory)
     assert f"checkpoint-{best}, the best so far, cannot be used" in heard.text()
+
+
+def test_a_run_killed_behind_its_last_step_takes_no_other(whole: truetune.Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.directory, copy)
+    shutil.rmtree(copy / "adapter")
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    run, _ = resumed(copy)
+    assert_same_end(run, whole)
+    assert run.status == "finished"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole: truetune.Run, crashed: Path) -> None:
+    shutil.rmtree(crashed / "checkpoints")
+    run, _ = resumed(crashed, resume="auto")
+    assert_same_end(run, whole)
+
+
+def test_checkpoints_that_a_kill_left_beyond_the_limit_are_removed(whole: truetune.Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.directory, copy)
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    resumed(copy, save_total_limit=2)
+    assert [path.name for path in checkpoints_in(copy / "checkpoints")] == ["checkpoint-8", "checkpoint-6"]
+
+
+def test_rows_from_python_outlive_a_start_over(tiny_base: Path, tmp_path: Path) -> None:
+    settings = {**FAST, "max_steps": 1, "save_strategy": "no"}
+    run = truetune.train(model=str(tiny_base), data=arithmetic_rows(8), output_dir=tmp_path / "run", **settings)
+    again = truetune.train(run.directory / "config.yaml", overwrite=True)
+    assert again.losses == run.losses
+    assert (run.directory / "data.jsonl").exists()
+
+
+def test_early_stopping_counts_on_where_it_was(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    settings = {
+        **SETTINGS,
+        "max_steps": 12,
+        "learning_rate": 1e-12,
+        "test_size": 4,
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "early_stopping_patience": 2,
+    }
+    run = truetune.train(model=str(tiny_base), data=rows, output_dir=tmp_path / "run", **settings)
+    assert run.steps < 12
+    for step in (run.steps, run.steps - 2):
+        copy = tmp_path / f"from-{step}"
+        shutil.copytree(run.directory, copy)
+        shutil.rmtree(copy / "adapter")
+        record = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps({**record, "status": "running"}))
+        again, _ = resumed(copy, resume=copy / "checkpoints" / f"checkpoint-{step}")
+        assert again.steps == run.steps
+        assert_same_end(again, run)
 
 
 # --- what another run would be ------------------------------------------------------------------------------

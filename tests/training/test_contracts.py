@@ -31,6 +31,7 @@ OVERRIDDEN = {
     "create_model_card": [],
     "_maybe_log_save_evaluate": ["tr_loss", "grad_norm"],
     "_save_checkpoint": ["model", "trial"],
+    "_run_epoch": [],
     "_load_optimizer_and_scheduler": ["checkpoint"],
 }
 
@@ -39,6 +40,13 @@ OVERRIDDEN = {
 def test_an_overridden_method_exists_with_the_parameters_relied_on(method: str, parameters: list[str]) -> None:
     installed = list(inspect.signature(getattr(SFTTrainer, method)).parameters)[1:]
     assert installed[: len(parameters)] == parameters
+
+
+def test_an_epoch_is_run_where_a_stop_is_asked_for_behind_it() -> None:
+    source = inspect.getsource(Trainer._inner_training_loop)
+    assert source.index("self._run_epoch(") < source.index(
+        "if self.control.should_training_stop:\n                break"
+    )
 
 
 def test_nothing_else_is_overridden() -> None:

@@ -111,7 +111,7 @@ def train_run(
         training.refuse_another_run()
         if not training.is_complete():
             own_rows = _own_rows(config, source, formatting, listener)
-            training.run(own_rows, callbacks, overwrite=overwrite and resume_from is None)
+            training.run(own_rows, callbacks)
         return open_run(directory.path)
 
 
@@ -150,13 +150,13 @@ class _Training:
         self.plan = plan_run(config, machine=machine, prepared=prepared)
         self._has_begun = False
 
-    def run(self, own_rows: Iterable[Record] | None, callbacks: Sequence[Any], *, overwrite: bool) -> None:
+    def run(self, own_rows: Iterable[Record] | None, callbacks: Sequence[Any]) -> None:
         """From the base's weights to verified ones; what was there before goes only when the model has loaded."""
         session = self._open_session()
         try:
             model = self._load(session)
-            if overwrite:
-                self.directory.clear()
+            if self.resume_from is None:
+                self.directory.clear(data=self.config.data.path)
             self._write_start(model, own_rows)
             self._train(session, model, callbacks)
         except BaseException as error:

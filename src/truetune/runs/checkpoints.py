@@ -97,6 +97,11 @@ def metrics_line(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": step, **finite}
 
 
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics without times and rates, which no two trainings share."""
+    return {name: value for name, value in line.items() if not name.endswith(("_per_second", "_runtime"))}
+
+
 def listed(folder: Path) -> list[Path]:
     """The checkpoints there that have a manifest: our own, written to their end, the newest first."""
     return [path for path in checkpoints_in(folder) if (path / MANIFEST).is_file()]

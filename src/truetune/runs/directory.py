@@ -139,10 +139,11 @@ class RunDirectory:
             set_aside(path)
         return later
 
-    def clear(self) -> None:
-        """Removes what a run wrote here, and nothing else."""
+    def clear(self, *, data: object = None) -> None:
+        """Removes what a run wrote here, and nothing else; rows from Python stay where `data` names them."""
         for file in (self.config, self.record, self.metrics, self.data_report, self.own_data):
-            file.unlink(missing_ok=True)
+            if str(file) != str(data):
+                file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.adapter, self.model, self.path / "tensorboard", self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
 

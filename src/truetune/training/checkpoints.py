@@ -32,8 +32,8 @@ _FAILURES = (OSError, RuntimeError, SafetensorError)
 """What a full disk is called, by Python, torch and safetensors."""
 
 
-def write_checkpoint(trainer: Any, *, identity: Mapping[str, Any], unlogged: Counts, limit: int | None) -> None:
-    """The state after a trainer's last step, there as a whole or not at all; then older checkpoints make room.
+def write_checkpoint(trainer: Any, *, identity: Mapping[str, Any], unlogged: Counts) -> None:
+    """The state after a trainer's last step, there as a whole or not at all.
 
     Raises CheckpointError, with what was there before untouched.
     """
@@ -42,7 +42,12 @@ def write_checkpoint(trainer: Any, *, identity: Mapping[str, Any], unlogged: Cou
     facts = {"identity": identity, "unlogged": asdict(unlogged)}
     with saving(folder, trainer.model), manifested(folder, facts) as staged:
         _write_state(trainer, staged, folder)
-    rotate(folder.parent, limit=limit, best=_best(trainer.state, folder.parent))
+
+
+def make_room(trainer: Any, *, limit: int | None) -> None:
+    """Removes checkpoints beyond the limit: never the newest one, or the best."""
+    folder = Path(trainer.args.output_dir)
+    rotate(folder, limit=limit, best=_best(trainer.state, folder))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from truetune.errors import BackendError, first_line
@@ -94,6 +94,23 @@ class SignalCallback(TrainerCallback):
         if self.received and control.should_training_stop:
             control.should_save = control.should_evaluate = False
         return control
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own, which would begin to count anew in a resumed run."""
+
+    @property
+    def is_over(self) -> bool:
+        """True if the run was to stop at its last evaluation."""
+        return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **others)
+        saved: Any = state.stateful_callbacks.get(type(self).__name__)
+        if saved:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
 
 
 class NonFiniteGuard:

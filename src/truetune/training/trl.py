@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -28,10 +28,17 @@ from truetune.model.hardware import lacks_compiler
 from truetune.model.tokenizer import pad_token_id
 from truetune.runs.checkpoints import checkpoint_folder, newest_listed
 from truetune.training.arguments import sft_arguments
-from truetune.training.checkpoints import BestCheckpoint, rate_by_schedule, read_unlogged, write_checkpoint
+from truetune.training.checkpoints import (
+    BestCheckpoint,
+    make_room,
+    rate_by_schedule,
+    read_unlogged,
+    write_checkpoint,
+)
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.loss import provable_head
 from truetune.training.monitor import (
+    EarlyStopping,
     MetricsCallback,
     NonFiniteGuard,
     SignalCallback,
@@ -230,9 +237,17 @@ class Engine(SFTTrainer):
         return f"; step {step} is saved in {folder}"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint that is there as a whole or not at all."""
-        job = self.job
-        write_checkpoint(self, identity=job.identity, unlogged=self._logged, limit=job.save_total_limit)
+        """A checkpoint that is there as a whole or not at all; then older ones make room."""
+        write_checkpoint(self, identity=self.job.identity, unlogged=self._logged)
+        make_room(self, limit=self.job.save_total_limit)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; none where a run was killed behind its last step, of which Trainer would take one more."""
+        early = (each.is_over for each in self.callback_handler.callbacks if isinstance(each, EarlyStopping))
+        if self.state.global_step >= self.state.max_steps or any(early):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Trainer's, which would take the next step at the rate of the schedule that the checkpoint knew."""
@@ -347,7 +362,7 @@ def build_engine(
 ) -> Engine:
     """The trainer for `job`, ready to train."""
     patience = job.early_stopping_patience
-    stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience and validation else []
+    stopping = [EarlyStopping(early_stopping_patience=patience)] if patience and validation else []
     engine = kind(
         job=job,
         listener=listener,
@@ -374,6 +389,7 @@ def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainRe
         engine.add_callback(metrics)
         engine.add_callback(signals)
         engine.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    make_room(engine, limit=job.save_total_limit)  # A kill may have come between saving and that.
     return TrainResult(
         steps=engine.state.global_step,
         final_loss=_last(engine.state.log_history, "loss"),

@@ -39,7 +39,7 @@ layers: $(INSTALLED)
 	$(BIN)/lint-imports
 
 tests: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/docs --ignore tests/unsloth
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/docs --ignore tests/unsloth
 
 # Unsloth in environments of its own: beside the newest libraries, then on the versions that pip finds for it.
 test-unsloth: $(INSTALLED)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from truetune.model.fused_lora import FusedLinear, LoraParts, lora_backward, lora_forward
-from truetune.model.recomputed import Recipe, recipe_of, with_recipe
+from truetune.model.recomputed import Maker, Recipe, recipe_of, with_recipe
 from truetune.model.shape import GATED_MLP
 
 _Activation = Callable[[Tensor], Tensor]
@@ -116,7 +116,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made, shrink = _RMSNorm.apply(x, self.weight, self.eps, self.plus, self.is_wide)
         scaled = partial(_scaled, dtype=x.dtype, plus=self.plus, is_wide=self.is_wide)
-        return with_recipe(made, Recipe(scaled, (x.detach(), shrink, self.weight.detach())))
+        return with_recipe(made, Recipe(Maker(scaled), (x.detach(), shrink, self.weight.detach())))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -222,15 +222,17 @@ class _GatedLora(torch.autograd.Function):
 
 
 def _keep(ctx: Any, of_gate: Recipe, of_up: Recipe, *others: Tensor | None) -> None:
-    ctx.recipes = of_gate.make, of_up.make
+    ctx.makers = of_gate.maker, of_up.maker
     ctx.counts = len(of_gate.ingredients), len(of_up.ingredients)
-    ctx.save_for_backward(*of_gate.ingredients, *of_up.ingredients, *others)
+    ctx.save_for_backward(*of_gate.keep(), *of_up.keep(), *others)
 
 
 def _kept(ctx: Any) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
     """Gate and up, and what else was kept."""
     tensors = iter(ctx.saved_tensors)
-    gate, up = (make(*islice(tensors, count)) for make, count in zip(ctx.recipes, ctx.counts, strict=True))
+    gate, up = (
+        maker.again(tuple(islice(tensors, count))) for maker, count in zip(ctx.makers, ctx.counts, strict=True)
+    )
     return (gate, up), tuple(tensors)
 
 

@@ -136,8 +136,8 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor, recipe: Recipe, *parts: Any) -> torch.Tensor:
         layer = LoraParts(*parts)
         made, inner = lora_forward(rows, layer)
-        ctx.save_for_backward(inner, *layer[:-1], *recipe.ingredients)
-        ctx.make, ctx.scaling = recipe.make, layer.scaling
+        ctx.save_for_backward(inner, *layer[:-1], *recipe.keep())
+        ctx.maker, ctx.scaling = recipe.maker, layer.scaling
         return made
 
     @staticmethod
@@ -145,7 +145,7 @@ class _LoraLinear(torch.autograd.Function):
         inner, *tensors = ctx.saved_tensors
         count = len(LoraParts._fields) - 1
         layer = LoraParts._make((*tensors[:count], ctx.scaling))
-        made = ctx.make(*tensors[count:])
+        made = ctx.maker.again(tensors[count:])
         rows = made.reshape(-1, made.shape[-1])
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         of_rows, *of_parts = lora_backward(upstream, rows, inner, layer, needs)

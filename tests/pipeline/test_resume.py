@@ -1,12 +1,14 @@
 """Runs that go on: from the newest sound checkpoint, as the run that they were, or not at all."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import truetune
 from conftest import arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
@@ -396,6 +398,31 @@ def test_a_checkpoint_that_others_wrote_is_passed_over_and_left_alone(crashed: P
     _, heard = resumed(crashed)
     assert "checkpoint-7 is not complete (manifest.json is missing): passed over" in heard.text()
     assert foreign.is_dir()
+
+
+class Code:
+    """A pickle that would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._folder),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_not_run_even_with_a_manifest_for_it(
+    crashed: Path, tmp_path: Path, name: str
+) -> None:
+    checkpoint = crashed / "checkpoints" / "checkpoint-6"
+    torch.save(Code(tmp_path / "made"), checkpoint / name)
+    manifest = read_manifest(checkpoint)
+    size, digest = (checkpoint / name).stat().st_size, sha256(checkpoint / name)
+    manifest["files"][name] = {"bytes": size, "sha256": digest}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(truetune.CheckpointError, match="none of it was run"):
+        resumed(crashed)
+    assert not (tmp_path / "made").exists()
 
 
 def test_no_file_of_a_run_holds_a_secret_of_the_environment(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import truetune
-from conftest import arithmetic_rows, tiny_model, write_jsonl
+from conftest import CHATML, arithmetic_rows, tiny_model, write_jsonl
 from heard import FAST, Heard
 from truetune.data.examples import IGNORED
 
@@ -374,3 +374,17 @@ def test_wandb_offline_gets_a_run_of_its_own(
         **FAST,
     )
     assert list((run.directory / "wandb").rglob("*.wandb"))
+
+
+def test_a_base_whose_weights_are_no_numbers_is_named(tmp_path: Path, rows: Path, tk: Any) -> None:
+    import torch
+
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "base")
+    tk(chat_template=CHATML).save_pretrained(tmp_path / "base")
+    with pytest.raises(truetune.BackendError, match=r"layers\.1\.mlp\.up_proj\S* holds values that are not finite"):
+        truetune.train(model=str(tmp_path / "base"), data=rows, output_dir=tmp_path / "run", **FAST)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))

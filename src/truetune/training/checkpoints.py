@@ -1,5 +1,6 @@
 """A trainer's checkpoints: Trainer's own files, written out of sight, and what of a run is theirs alone to say."""
 
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,18 @@ def saving(folder: Path, model: Any) -> Iterator[None]:
         yield
     except _FAILURES as error:
         raise _not_saved(error, folder, _bytes_of_state(model)) from error
+
+
+@contextmanager
+def only_tensors(checkpoint: Path | None) -> Iterator[None]:
+    """A checkpoint that holds code, which torch does not run, is a CheckpointError."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{checkpoint} holds more than numbers, and none of it was run: {first_line(error)}",
+            hint="it was not written by a training; go on from another one, or start again",
+        ) from error
 
 
 def read_unlogged(checkpoint: Path) -> Counts:

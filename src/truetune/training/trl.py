@@ -31,6 +31,7 @@ from truetune.training.arguments import sft_arguments
 from truetune.training.checkpoints import (
     BestCheckpoint,
     make_room,
+    only_tensors,
     rate_by_schedule,
     read_unlogged,
     write_checkpoint,
@@ -388,7 +389,8 @@ def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainRe
     with SignalCallback() as signals:
         engine.add_callback(metrics)
         engine.add_callback(signals)
-        engine.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+        with only_tensors(job.resume_from):
+            engine.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     make_room(engine, limit=job.save_total_limit)  # A kill may have come between saving and that.
     return TrainResult(
         steps=engine.state.global_step,

@@ -33,7 +33,6 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"
 
 _HERE = Path(__file__).parent
 _FAULTS = "TRUETUNE_TORTURE_FAULTS"
@@ -67,7 +66,7 @@ def preloaded() -> int:
         subprocess.run(
             ["cc", "-O1", "-shared", "-fPIC", "-o", library, _HERE / "torture_faults.c", "-ldl"], check=True
         )
-        environment = {**os.environ, "LD_PRELOAD": str(library), _FAULTS: str(library)}
+        environment = {**os.environ, "LD_PRELOAD": str(library), _FAULTS: str(library), "OMP_NUM_THREADS": "1"}
         return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
 
 

@@ -111,7 +111,7 @@ def test_the_run_says_which_engine_and_why_and_goes_on_with_no_other(tmp_path: P
     run = train(**settings, listener=heard)
     assert any(line.startswith("training.backend: trl (") for line in heard.lines)
     assert run.config.training.backend == "trl"
-    record = run.directory / "run.json"
+    record = run.directory / "checkpoints" / "checkpoint-1" / "manifest.json"
     record.write_text(record.read_text().replace('"training.backend": "trl"', '"training.backend": "unsloth"'))
     with pytest.raises(CheckpointError, match=r"training.backend was unsloth and is trl"):
         train(**settings, resume="newest")

@@ -28,10 +28,11 @@ class FusedLinear(Linear):
         if parts is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         x = x.to(parts.weight.dtype)
-        recipe = recipe_of(x)
+        recipe = None if torch.compiler.is_compiling() else recipe_of(x)
         made = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), recipe, *parts)
         # Shaped out here: what OLMo clamps and Llama 4 adds to in place must not be a view made within the step.
-        return with_recipe(made.view(*x.shape[:-1], made.shape[-1]), recipe.then(_made, *parts.fixed()))
+        made = made.view(*x.shape[:-1], made.shape[-1])
+        return made if recipe is None else with_recipe(made, recipe.then(_made, *parts.fixed()))
 
     def parts(self) -> "LoraParts | None":
         """What the plain way of computing takes; None where PEFT has more to do."""
@@ -133,11 +134,12 @@ def lora_backward(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, recipe: Recipe, *parts: Any) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, recipe: Recipe | None, *parts: Any) -> torch.Tensor:
         layer = LoraParts(*parts)
         made, inner = lora_forward(rows, layer)
-        ctx.save_for_backward(inner, *layer[:-1], *recipe.keep())
-        ctx.maker, ctx.scaling = recipe.maker, layer.scaling
+        kept = (rows,) if recipe is None else recipe.keep()
+        ctx.save_for_backward(inner, *layer[:-1], *kept)
+        ctx.maker, ctx.scaling = recipe and recipe.maker, layer.scaling
         return made
 
     @staticmethod
@@ -145,7 +147,7 @@ class _LoraLinear(torch.autograd.Function):
         inner, *tensors = ctx.saved_tensors
         count = len(LoraParts._fields) - 1
         layer = LoraParts._make((*tensors[:count], ctx.scaling))
-        made = ctx.maker.again(tensors[count:])
+        made = ctx.maker.again(tensors[count:]) if ctx.maker else tensors[count]
         rows = made.reshape(-1, made.shape[-1])
         needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         of_rows, *of_parts = lora_backward(upstream, rows, inner, layer, needs)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -57,7 +56,7 @@ class Recipe:
 
 def with_recipe(made: Tensor, recipe: Recipe) -> Tensor:
     """The tensor; whoever would keep it for a backward pass can keep what it is made of."""
-    if made.device.type == "cpu" and not torch.compiler.is_compiling():
+    if made.device.type == "cpu":
         made.recipe = (recipe, made._version)
     return made
 

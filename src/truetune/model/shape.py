@@ -30,8 +30,8 @@ class Layer:
 class ModelShape:
     """Sizes of a causal language model. `intermediate` is what an MLP makes of one token (of all experts asked).
 
-    `norms` of the hidden size are in a layer. `blocks`: gated (norms and MLPs as Llama's, which are
-    fused), mixture, or other.
+    `norms` of the hidden size are in a layer, beside those of queries and keys if it `norms_heads`. `blocks`: gated
+    (norms and MLPs as Llama's, which are fused), mixture, or other.
     """
 
     parameters: int
@@ -43,6 +43,7 @@ class ModelShape:
     head_size: int
     vocabulary: int
     norms: int
+    norms_heads: bool
     blocks: Literal["gated", "mixture", "other"]
     caps_attention: bool
     linear: tuple[Layer, ...]
@@ -83,6 +84,7 @@ def shape_of(model: Any) -> ModelShape:
         head_size=int(getattr(config, "head_dim", None) or hidden // heads),
         vocabulary=int(config.vocab_size),
         norms=_norms(model, hidden) // int(config.num_hidden_layers),
+        norms_heads=any(name.endswith(("q_norm", "k_norm")) for name, _ in model.named_modules()),
         blocks=_blocks(model, linear),
         caps_attention=getattr(config, "attn_logit_softcapping", None) is not None,
         linear=linear,

@@ -17,7 +17,7 @@ _STATES = {"sgd": 0.0, "adafactor": 0.02, "adagrad": 4.0, "rmsprop": 4.0}
 """Bytes an optimizer keeps of a weight, where it is not AdamW's two numbers or Lion's one."""
 
 _KEPT = {"gated": 1.0, "other": 1.7, "mixture": 2.3}
-"""What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.35 to 1.5, GPT-NeoX 1.06, Mixtral 2.3."""
+"""What blocks of others keep against fused ones: GPT-2 1.7 times as much, Phi-3 1.4, GPT-NeoX 1.06, Mixtral 2.3."""
 
 _LOGITS_COPIES = 3
 """How often logits are held: as made, in fp32, as a gradient."""

@@ -60,7 +60,19 @@ def imported_by(words: tuple[str, ...]) -> set[str]:
 
 def test_every_command_that_is_listed_explains_itself() -> None:
     listed = truetune("--help").stdout
-    commands = "demo train find-lr verify generate chat check prepare inspect init doctor".split()
+    commands = [
+        "demo",
+        "train",
+        "find-lr",
+        "verify",
+        "generate",
+        "chat",
+        "check",
+        "prepare",
+        "inspect",
+        "init",
+        "doctor",
+    ]
     assert {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "} == {
         *commands
     }

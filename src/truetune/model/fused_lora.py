@@ -23,6 +23,9 @@ class FusedLinear(Linear):
     kept: "tuple[torch.Tensor, torch.Tensor] | None" = None
     """The factors as `cast_once` found them."""
 
+    is_peft_s: bool = False
+    """True while PEFT's own forward is asked for."""
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         parts = self.parts()
         if parts is None or args or kwargs:
@@ -36,7 +39,7 @@ class FusedLinear(Linear):
 
     def parts(self) -> "LoraParts | None":
         """What the plain way of computing takes; None where PEFT has more to do."""
-        if (name := self.only_adapter()) is None:
+        if self.is_peft_s or (name := self.only_adapter()) is None:
             return None
         base, scaling = self.get_base_layer(), self.scaling[name]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
@@ -77,6 +80,19 @@ def cast_once(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.kept = None
+
+
+@contextmanager
+def as_peft(model: torch.nn.Module) -> Iterator[None]:
+    """In here adapters are computed as whoever loads them with PEFT will have them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear)]
+    for layer in layers:
+        layer.is_peft_s = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_peft_s = False
 
 
 class LoraParts(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 from truetune.errors import CheckpointError
 from truetune.files import write_json
 from truetune.model.adapter import load_trained_adapter, verify_adapter, verify_tensors
+from truetune.model.fused_lora import as_peft
 from truetune.model.probe import likeliest
 from truetune.runs.checkpoints import manifested
 from truetune.training.checkpoints import drop_unwanted, saving
@@ -51,7 +52,9 @@ def save_full_model(
 @contextmanager
 def _saved(engine: Any, folder: Path, documents: Mapping[str, Any] | None) -> Iterator[Path]:
     """The weights in a hidden folder, which takes its name and gets a manifest when they have been verified."""
-    logits = likeliest(engine.accelerator.unwrap_model(engine.model))
+    model = engine.accelerator.unwrap_model(engine.model)
+    with as_peft(model):
+        logits = likeliest(model)
     with saving(folder, engine.model), manifested(folder, {"logits": logits}) as staged:
         engine.save_model(str(staged))
         drop_unwanted(staged)

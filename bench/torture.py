@@ -123,16 +123,15 @@ def train(config: dict[str, Any], run: Path, *, fatal: int, counted: Path | None
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that has to be equal of two runs."""
-    from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest, sha256, untimed
+    from truetune.runs.checkpoints import checkpoints_in, problems, sha256, state_digests, untimed
 
     checkpoints = checkpoints_in(run / "checkpoints")
     assert checkpoints, f"{run} has no checkpoints"
     assert not any(map(problems, checkpoints)), f"{run}: a checkpoint is damaged"
-    files = read_manifest(checkpoints[0])["files"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "adapter": sha256(run / "adapter" / "adapter_model.safetensors"),
-        "state": {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", ".pt", ".pth"))},
+        "state": state_digests(checkpoints[0]),
         "checkpoints": [path.name for path in checkpoints],
         "metrics": [untimed(line) for line in lines],
     }

@@ -113,3 +113,9 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def arithmetic_rows(count: int) -> list[dict[str, Any]]:
     """Short instruction rows, all different."""
     return [{"instruction": f"Add {n} and {n + 1}", "output": str(2 * n + 1)} for n in range(count)]
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 24 arithmetic rows."""
+    return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", arithmetic_rows(24))

@@ -1,5 +1,6 @@
 """Prompts are training's token for token, in every format; batches, stops and turns change no answer."""
 
+from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +26,10 @@ from truetune.data.render import render
 from truetune.data.templates import load_template
 from truetune.data.tokenize import tokenize
 from truetune.errors import CheckpointError
+from truetune.files import write_json
 from truetune.inference.chat import Chat
 from truetune.inference.generate import Answer, Sampling, TrainedModel
-from truetune.inference.prompt_format import PromptFormat, prompt_format, read_prompt_format, write_prompt_format
+from truetune.inference.prompt_format import FILE, PromptFormat, prompt_format, read_prompt_format
 
 HERE = Location("test", 1)
 MERGES = ((":", " "), ("\n", "#"), ("\n", "\n"))
@@ -112,7 +114,7 @@ def test_g26_the_prompt_format_is_read_back_as_written(tmp_path: Path) -> None:
     ]:
         template = load_template(tokenizer, template=name)
         stored = prompt_format(template, formats, base_model="org/base", revision="abc")
-        write_prompt_format(tmp_path, stored)
+        write_json(tmp_path / FILE, asdict(stored))
         assert read_prompt_format(tmp_path) == stored
         assert (stored.row_format, stored.template) == expected
         assert (stored.base_model, stored.revision) == ("org/base", "abc")

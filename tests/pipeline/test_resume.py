@@ -13,14 +13,9 @@ import torch
 import truetune
 from conftest import arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
-from truetune.runs.checkpoints import checkpoints_in, read_manifest, sha256, untimed
+from truetune.runs.checkpoints import checkpoints_in, read_manifest, sha256, state_digests, untimed
 
 SETTINGS = {**FAST, "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", arithmetic_rows(24))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +51,7 @@ def resumed(run: Path, **changes: Any) -> tuple[truetune.Run, Heard]:
 
 def state(run: Path) -> dict[str, str]:
     """The digests of the last checkpoint's weights, optimizer, schedule and random numbers."""
-    files = read_manifest(checkpoints_in(run / "checkpoints")[0])["files"]
-    return {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", ".pt", ".pth"))}
+    return state_digests(checkpoints_in(run / "checkpoints")[0])
 
 
 def lines(run: truetune.Run) -> list[dict[str, Any]]:

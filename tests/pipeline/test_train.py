@@ -13,11 +13,6 @@ from truetune.data.examples import IGNORED
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", arithmetic_rows(24))
-
-
-@pytest.fixture(scope="module")
 def run(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
     """Two epochs of LoRA with a validation split."""
     return truetune.train(

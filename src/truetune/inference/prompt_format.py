@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,10 +42,6 @@ def prompt_format(
         row_format = "instruction"
     name = template.text or ("model" if template.chat else "auto")
     return PromptFormat(row_format, name, base_model, revision, template.adapts_roles)
-
-
-def write_prompt_format(folder: Path, value: PromptFormat) -> None:
-    (folder / FILE).write_text(json.dumps(asdict(value), indent=2) + "\n", encoding="utf-8")
 
 
 def read_prompt_format(folder: Path) -> PromptFormat:

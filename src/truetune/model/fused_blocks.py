@@ -211,16 +211,9 @@ class _GatedLora(torch.autograd.Function):
         product = (opened.detach() * up).flatten(0, -2)
         of_product, *of_parts = lora_backward(upstream, product, inner, layer, needs)
         assert of_product is not None
-        return (
-            *_gated_backward(of_product.view_as(up), opened, gate, up),
-            None,
-            None,
-            None,
-            *of_parts,
-            None,
-            None,
-            None,
-        )
+        three_times_none = (None,) * 3
+        of_both = _gated_backward(of_product.view_as(up), opened, gate, up)
+        return *of_both, *three_times_none, *of_parts, *three_times_none
 
 
 def _keep(ctx: Any, of_gate: Recipe, of_up: Recipe, *others: Tensor | None) -> None:

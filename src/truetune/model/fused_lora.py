@@ -117,20 +117,23 @@ class LoraParts(NamedTuple):
 
 def lora_forward(rows: torch.Tensor, parts: LoraParts) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer makes of (tokens, in) rows in the weight's dtype, and what passes between the factors."""
-    inner = rows @ parts.cast_down.T
-    return linear(rows, parts.weight, parts.bias).addmm_(inner, parts.cast_up.T), inner
+    return _applied(rows, parts.weight, parts.bias, parts.cast_down, parts.cast_up)
 
 
-def _made(
-    x: torch.Tensor,
+def _applied(
+    rows: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     cast_down: torch.Tensor,
     cast_up: torch.Tensor,
-) -> torch.Tensor:
-    """What a layer makes of an input of any shape."""
-    rows = x.reshape(-1, x.shape[-1])
-    made = linear(rows, weight, bias).addmm_(rows @ cast_down.T, cast_up.T)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    inner = rows @ cast_down.T
+    return linear(rows, weight, bias).addmm_(inner, cast_up.T), inner
+
+
+def _made(x: torch.Tensor, *fixed: Any) -> torch.Tensor:
+    """What a layer of those fixed parts makes of an input of any shape."""
+    made, _ = _applied(x.reshape(-1, x.shape[-1]), *fixed)
     return made.view(*x.shape[:-1], made.shape[-1])
 
 

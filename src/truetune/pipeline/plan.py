@@ -16,7 +16,7 @@ from truetune.model.hardware import lacks_compiler
 from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.compilation import LongRun, compilation
-from truetune.planning.disk import checkpoint_bytes, checkpoints_at_once
+from truetune.planning.disk import checkpoints_at_once, run_bytes
 from truetune.planning.hyperparameters import (
     Choice,
     gradient_checkpointing,
@@ -81,7 +81,7 @@ def _disk_bytes(config: Config, machine: Machine, steps: Schedule, work: Workloa
         total_steps=steps.total_steps,
         steps_per_epoch=steps.steps_per_epoch,
     )
-    return checkpoints * checkpoint_bytes(memory) + memory.trained // 2
+    return run_bytes(memory, checkpoints=checkpoints)
 
 
 def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDataset, listener: Listener) -> RunPlan:

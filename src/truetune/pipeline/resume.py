@@ -120,7 +120,7 @@ def _base(config: Config, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _of(section: str, values: Mapping[str, Any], *, without: set[str] | frozenset[str]) -> dict[str, Any]:
+def _of(section: str, values: Mapping[str, Any], *, without: set[str]) -> dict[str, Any]:
     return {f"{section}.{name}": value for name, value in values.items() if name not in without}
 
 

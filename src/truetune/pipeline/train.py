@@ -188,16 +188,16 @@ class _Training:
         self._tell_coverage(model)
         if not model.isolates:
             self.plan = plan_without_packs(self.config, machine, self.prepared, self.listener)
-        self.refuse_another_run(model)
+        if self.resume_from is not None:
+            require_same_run(self.resume_from, self._identity(model))
         return model
 
-    def refuse_another_run(self, model: LoadedModel | None = None) -> None:
-        """CheckpointError if going on would make another run: by its settings, then by the model that was loaded."""
+    def refuse_another_run(self) -> None:
+        """CheckpointError if going on would make another run; tells what will only change its last digits."""
         if self.resume_from is not None:
-            now_ = self._identity(model) if model else identity(self.plan, self.machine, self.prepared)
+            now_ = identity(self.plan, self.machine, self.prepared)
             require_same_run(self.resume_from, now_)
-            if model is None:
-                tell_roundings(self.resume_from, now_, self.listener)
+            tell_roundings(self.resume_from, now_, self.listener)
 
     def _identity(self, model: LoadedModel) -> dict[str, Any]:
         return {**identity(self.plan, self.machine, self.prepared), "model.revision": model.revision}

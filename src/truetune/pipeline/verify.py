@@ -22,11 +22,10 @@ from truetune.runs.checkpoints import (
     logged_lines,
     problems,
     read_manifest,
+    state_digests,
     untimed,
 )
 from truetune.runs.directory import RunDirectory
-
-PROOF_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +198,7 @@ def _differences(straight: Path, resumed: Path, steps: int) -> Iterator[str]:
 
 def _other_files(one: Path, other: Path) -> Sequence[str]:
     """The files of weights, optimizer, schedule and random numbers that are not the same bytes."""
-    first, second = (read_manifest(each)["files"] for each in (one, other))
-    compared = [name for name in first if name.endswith((".safetensors", ".pt", ".pth"))]
-    if not compared:
+    first, second = state_digests(one), state_digests(other)
+    if not first:
         raise CheckpointError(f"{one} holds no state to compare")
-    return [name for name in compared if first[name] != second.get(name)]
+    return [name for name in first if first[name] != second.get(name)]

@@ -6,9 +6,10 @@ from typing import Literal
 from truetune.planning.memory import Memory
 
 
-def checkpoint_bytes(memory: Memory) -> int:
-    """One checkpoint: the trained weights without their gradients, and the optimizer's numbers."""
-    return memory.trained // 2 + memory.optimizer
+def run_bytes(memory: Memory, *, checkpoints: int) -> int:
+    """So many checkpoints, each of trained weights without gradients and the optimizer's numbers, and the weights."""
+    weights = memory.trained // 2
+    return checkpoints * (weights + memory.optimizer) + weights
 
 
 def checkpoints_at_once(

@@ -68,6 +68,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def state_digests(checkpoint: Path) -> dict[str, str]:
+    """The digests of a checkpoint's weights, optimizer, schedule and random states, by file, from its manifest."""
+    files = read_manifest(checkpoint)["files"]
+    return {name: files[name]["sha256"] for name in files if name.endswith((".safetensors", ".pt", ".pth"))}
+
+
 def checkpoint_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"{_NAME}{step}"

@@ -15,7 +15,6 @@ from truetune.files import leftovers, set_aside, write_json, write_text
 from truetune.runs.checkpoints import checkpoint_step, listed, logged_lines
 
 Status = Literal["running", "finished", "stopped", "failed"]
-Resume = Literal["never", "auto", "newest"]
 
 
 @dataclass(frozen=True, slots=True)

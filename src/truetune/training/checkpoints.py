@@ -18,6 +18,7 @@ from truetune.files import remedy
 from truetune.listener import Listener
 from truetune.runs.checkpoints import (
     checkpoint_folder,
+    checkpoint_step,
     manifested,
     newest_listed,
     problems,
@@ -124,7 +125,7 @@ def _not_saved(error: Exception, folder: Path, needed: int) -> CheckpointError:
         return CheckpointError(
             f"{folder} could not be saved: {folder.parent} is gone", hint="somebody moved or deleted it"
         )
-    last = newest_listed(folder.parent if folder.name.startswith("checkpoint-") else folder.parent / "checkpoints")
+    last = newest_listed(folder.parent if checkpoint_step(folder) >= 0 else folder.parent / "checkpoints")
     safe = f"{last.name} is the last good checkpoint" if last else "there is no checkpoint"
     free = shutil.disk_usage(folder.parent).free
     # torch says of a full disk only that it is at an unexpected position.

@@ -280,6 +280,18 @@ def test_the_same_batch_in_other_parts_is_the_same_run_but_for_rounding(whole: t
     assert ours == theirs
 
 
+@pytest.mark.parametrize("library", ["torch", "datasets", "truetune"])
+def test_another_version_of_a_library_is_told_and_no_other_run(crashed: Path, library: str) -> None:
+    checkpoint = crashed / "checkpoints" / "checkpoint-6"
+    manifest = read_manifest(checkpoint)
+    assert manifest["identity"][library]
+    manifest["identity"][library] = "0.0"
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    run, heard = resumed(crashed)
+    assert f"not to the same bits: {library} was 0.0 and is " in heard.text()
+    assert run.status == "finished"
+
+
 def test_saving_and_logging_may_change(whole: truetune.Run, crashed: Path) -> None:
     run, heard = resumed(crashed, save_steps=3, save_total_limit=1, logging_steps=5)
     assert "not to the same bits" not in heard.text()

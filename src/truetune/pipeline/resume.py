@@ -28,15 +28,8 @@ _ROUNDING = {
     "training.torch_compile",
     "device",
     "threads",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "unsloth",
 }
-"""What changes the last digits of a run, or its dropout, and nothing else."""
+"""What changes the last digits of a run, or its dropout, and nothing else; so do the versions of libraries."""
 
 
 # --- where to go on from ----------------------------------------------------------------------------------
@@ -126,7 +119,8 @@ def _of(section: str, values: Mapping[str, Any], *, without: set[str]) -> dict[s
 
 def require_same_run(checkpoint: Path, now: Mapping[str, Any]) -> None:
     """CheckpointError, naming each difference, if going on from the checkpoint would make another run."""
-    refused = [text for name, text in _changed(checkpoint, now).items() if name not in _ROUNDING]
+    rounding = _ROUNDING | versions().keys()
+    refused = [text for name, text in _changed(checkpoint, now).items() if name not in rounding]
     if refused:
         raise CheckpointError(
             f"{checkpoint} cannot be resumed, it would be another run: {'; '.join(refused)}",
@@ -136,7 +130,8 @@ def require_same_run(checkpoint: Path, now: Mapping[str, Any]) -> None:
 
 def tell_roundings(checkpoint: Path, now: Mapping[str, Any], listener: Listener) -> None:
     """Tells what will change the run's last digits."""
-    if changed := [text for name, text in _changed(checkpoint, now).items() if name in _ROUNDING]:
+    rounding = _ROUNDING | versions().keys()
+    if changed := [text for name, text in _changed(checkpoint, now).items() if name in rounding]:
         listener.warn(f"the same run goes on, but not to the same bits: {'; '.join(changed)}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import truetune
+from truetune.pipeline.verify import verify_run
 
 ROWS = [
     {"instruction": "What is the code of the red door?", "output": "red-417"},
@@ -49,6 +50,15 @@ def test_it_answers_what_it_learned_and_stops_at_its_stop_token(trained: Any, ro
     answer = trained.generate(row["instruction"])
     assert answer.text == row["output"]
     assert answer.stop_reason == "stop"
+
+
+@pytest.mark.real
+def test_the_weights_that_are_loaded_give_the_logits_they_were_saved_with(run: truetune.Run) -> None:
+    """In bf16 too: whatever computes them another way is far off after thirty layers."""
+    found = verify_run(run.directory).weights
+    assert found is not None
+    assert found.complete
+    assert found.facts["max_abs_logit_difference"] == 0.0
 
 
 @pytest.mark.real

@@ -32,4 +32,6 @@ def _logits(model: Any, ids: list[int]) -> Any:
 
     model.eval()
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
+        # The class's forward: on a trained model, accelerate's wrapper with autocast stands before it.
+        made = type(model).forward(model, input_ids=torch.tensor([ids], device=model.device))
+    return made.logits[0, -1].float().cpu()

@@ -119,9 +119,7 @@ def _of(section: str, values: Mapping[str, Any], *, without: set[str]) -> dict[s
 
 def require_same_run(checkpoint: Path, now: Mapping[str, Any]) -> None:
     """CheckpointError, naming each difference, if going on from the checkpoint would make another run."""
-    rounding = _ROUNDING | versions().keys()
-    refused = [text for name, text in _changed(checkpoint, now).items() if name not in rounding]
-    if refused:
+    if refused := [text for name, text in _changed(checkpoint, now).items() if not _rounds(name)]:
         raise CheckpointError(
             f"{checkpoint} cannot be resumed, it would be another run: {'; '.join(refused)}",
             hint="set them back, or start a new run elsewhere (adapter.init_from goes on from weights)",
@@ -130,9 +128,12 @@ def require_same_run(checkpoint: Path, now: Mapping[str, Any]) -> None:
 
 def tell_roundings(checkpoint: Path, now: Mapping[str, Any], listener: Listener) -> None:
     """Tells what will change the run's last digits."""
-    rounding = _ROUNDING | versions().keys()
-    if changed := [text for name, text in _changed(checkpoint, now).items() if name in rounding]:
+    if changed := [text for name, text in _changed(checkpoint, now).items() if _rounds(name)]:
         listener.warn(f"the same run goes on, but not to the same bits: {'; '.join(changed)}")
+
+
+def _rounds(name: str) -> bool:
+    return name in _ROUNDING or name in versions()
 
 
 def _changed(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def parsed(fields: dict[str, Any], **options: Any) -> Example:
 
 def noted(rendered: Rendered) -> tuple[str, ...]:
     """The notes of a row, `code` or `code:field` each."""
-    return tuple(f"{note.code}:{note.field}" if note.field else note.code for note in rendered.notes)
+    return tuple(f"{note.rule}:{note.field}" if note.field else note.rule for note in rendered.notes)
 
 
 class Traced:

@@ -60,7 +60,7 @@ def prepared(path: Path, tokenizer: Any, **options: Any) -> Prepared:
             if isinstance(tokens, RowError):
                 raise tokens
         except RowError as error:
-            result.rejected.append((record.where.line, error.code, f"{error.field}: {error.message}"))
+            result.rejected.append((record.where.line, error.rule, f"{error.field}: {error.message}"))
             continue
         result.tokens.append(tokens)
         result.prompts.append(render_prompt(example, template=template).text)

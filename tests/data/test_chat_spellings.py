@@ -71,8 +71,8 @@ def test_roles_are_understood_in_any_case(spelling: str, role: str) -> None:
 
 def test_names_that_also_stand_for_prose_are_conversations_only_if_a_list_is_in_them() -> None:
     assert parsed({"chat": "room 5", "text": "a"}) == Completion("", "a", WHERE)
-    assert refused({"dialogue": "A: hi B: yo", "summary": "s"}).code == "unknown-format"
-    assert refused({"messages": "room 5", "text": "a"}).code == "broken-json"
+    assert refused({"dialogue": "A: hi B: yo", "summary": "s"}).rule == "unknown-format"
+    assert refused({"messages": "room 5", "text": "a"}).rule == "broken-json"
 
 
 @pytest.mark.parametrize("names", [("input", "output"), ("human", "assistant"), ("prompt", "response")])
@@ -90,8 +90,8 @@ def test_answers_in_the_prompt_of_a_conversational_pair_are_not_learned() -> Non
     assert pair.form == "chat from prompt, completion"
     assert talk({"prompt": [HI], "completion": "yo"}) == talk({"prompt": [HI], "response": YO}) == C1
     assert talk({"prompt": [HI], "completion": [YO]}, format="chat") == C1
-    assert refused({"prompt": "a", "completion": "b"}, format="chat").code == "unknown-format"
-    assert refused({"prompt": [HI, YO], "completion": [HI]}).code == "no-answer"
+    assert refused({"prompt": "a", "completion": "b"}, format="chat").rule == "unknown-format"
+    assert refused({"prompt": [HI, YO], "completion": [HI]}).rule == "no-answer"
 
 
 # --- content ----------------------------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def test_a_number_in_a_conversation_that_is_text_keeps_its_spelling() -> None:
 )
 def test_pictures_sounds_and_films_are_refused_by_name(part: Any, code: str) -> None:
     error = refused({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}, YO]})
-    assert (error.code, error.field) == (code, "messages[0].content[1]")
+    assert (error.rule, error.field) == (code, "messages[0].content[1]")
     assert code.removesuffix("-row") in error.message
 
 
 @pytest.mark.parametrize("name", ["image", "images", "audio", "audios", "video", "videos"])
 def test_a_row_with_a_picture_beside_it_is_refused_and_one_with_an_empty_field_for_it_is_not(name: str) -> None:
-    assert refused({"messages": [HI, YO], name: ["a.png"]}).code == f"{name.removesuffix('s')}-row"
+    assert refused({"messages": [HI, YO], name: ["a.png"]}).rule == f"{name.removesuffix('s')}-row"
     assert [talk({"messages": [HI, YO], name: empty}) for empty in (None, [], "")] == [C1] * 3
 
 
@@ -328,7 +328,7 @@ def test_two_calls_in_a_turn_beside_parallel_tool_calls_false_are_noted() -> Non
 )
 def test_a_broken_turn_says_where_and_why(said: Any, code: str, field: str, words: str) -> None:
     error = refused({"messages": [HI, said, YO]})
-    assert (error.code, error.field) == (code, field)
+    assert (error.rule, error.field) == (code, field)
     assert words in error.message
 
 
@@ -370,12 +370,12 @@ def test_ms_swift_s_loss_is_a_wish_only_if_it_is_a_boolean() -> None:
 @pytest.mark.parametrize("value", [0.5, 2, -1, "0", [0]])
 def test_a_message_s_weight_that_is_neither_0_nor_1_is_refused(value: Any) -> None:
     error = refused({"messages": [HI, {**YO, "weight": value}]})
-    assert (error.code, error.field) == ("wrong-type", "messages[1].weight")
+    assert (error.rule, error.field) == ("wrong-type", "messages[1].weight")
 
 
 def test_a_row_that_leaves_every_answer_out_is_refused() -> None:
     error = refused({"messages": [HI, {**YO, "weight": 0}]})
-    assert (error.code, error.field) == ("no-answer", "messages")
+    assert (error.rule, error.field) == ("no-answer", "messages")
     assert "left" in error.message
 
 
@@ -398,9 +398,9 @@ def test_what_a_turn_asks_for_and_does_not_get_is_noted() -> None:
 def test_a_row_s_weight_scales_it_in_every_form(row: dict[str, Any]) -> None:
     for value, weight in ((0.5, 0.5), (2, 2.0), ("0.9", 0.9), (None, 1.0), ("", 1.0)):
         assert parsed({**row, "weight": value}).weight == weight
-    assert refused({**row, "weight": 0}).code == "zero-weight"
+    assert refused({**row, "weight": 0}).rule == "zero-weight"
     for value in (-1, float("inf"), float("nan"), True, "heavy", [1], 10**400):
-        assert refused({**row, "weight": value}).code == "wrong-type"
+        assert refused({**row, "weight": value}).rule == "wrong-type"
 
 
 # --- beside the turns -------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_a_row_s_system_text_goes_first_and_stands_once() -> None:
     assert talk({"system": "s", "messages": [{"role": "system", "content": "s"}, HI, YO]}) == whole
     assert talk({"system": " ", "messages": [HI, YO]}) == C1
     error = refused({"system": "t", "messages": [{"role": "system", "content": "s"}, HI, YO]})
-    assert (error.code, error.field) == ("two-systems", "system")
+    assert (error.rule, error.field) == ("two-systems", "system")
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_known_fields_beside_the_turns_are_named_if_they_are_not_said(
     ],
 )
 def test_preference_rows_are_refused_by_name(row: dict[str, Any]) -> None:
-    assert refused(row).code == "preference-row"
+    assert refused(row).rule == "preference-row"
 
 
 def test_a_label_that_may_judge_a_conversation_is_told() -> None:

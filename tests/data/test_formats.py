@@ -177,7 +177,7 @@ def test_a_row_that_cannot_be_used_says_which_field_and_why(
     fields: dict[str, Any], code: str, field: str | None, words: str
 ) -> None:
     error = refused(fields)
-    assert (error.code, error.field) == (code, field)
+    assert (error.rule, error.field) == (code, field)
     assert words in error.message
 
 
@@ -216,7 +216,7 @@ def test_no_tools_are_no_tools(tools: Any) -> None:
     ],
 )
 def test_known_fields_that_a_row_s_form_has_no_use_for_are_named(fields: dict[str, Any], names: list[str]) -> None:
-    assert [note.field for note in parsed(fields).notes if note.code == "not-rendered"] == names
+    assert [note.field for note in parsed(fields).notes if note.rule == "not-rendered"] == names
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_column_that_the_row_lacks_is_named_beside_those_it_has(
     fields: dict[str, Any], columns: dict[str, str]
 ) -> None:
     error = refused(fields, columns=columns)
-    assert (error.code, error.field) == ("unknown-column", "bodyy")
+    assert (error.rule, error.field) == ("unknown-column", "bodyy")
     assert f"its fields are {', '.join(fields)}" in error.message
 
 

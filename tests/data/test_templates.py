@@ -156,7 +156,7 @@ def test_a_conversation_needs_a_chat_template() -> None:
 def test_a_template_s_refusal_is_passed_on_in_its_own_words(turns: dict[str, Any], words: str) -> None:
     with pytest.raises(RowError, match=words) as caught:
         Traced(turns, byte_tokenizer(chat_template=STRICT), adapts_roles=False)
-    assert caught.value.code == "template-refused"
+    assert caught.value.rule == "template-refused"
 
 
 # --- what a template leaves out ---------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_a_template_that_leaves_tool_calls_out_is_refused_where_nothing_may_be_a
         turns = [{"role": "user", "content": "w?"}, call("weather", {"city": "Oslo"}, content)]
         with pytest.raises(RowError, match="cannot be located") as caught:
             Traced({"messages": turns}, CHAT, adapts_roles=False)
-        assert caught.value.code == "unverifiable-mask"
+        assert caught.value.rule == "unverifiable-mask"
         assert "tool call" in str(caught.value.hint)
 
 
@@ -279,7 +279,7 @@ def test_a_template_that_drops_what_is_said_beside_a_call_is_refused() -> None:
 def test_a_control_token_in_any_field_of_a_chat_is_refused_by_name(fields: dict[str, Any], place: str) -> None:
     with pytest.raises(RowError, match="control token") as caught:
         Traced(fields, byte_tokenizer(chat_template=TOOLS))
-    assert (caught.value.code, caught.value.field) == ("control-token", place)
+    assert (caught.value.rule, caught.value.field) == ("control-token", place)
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "system", "output"])
@@ -571,4 +571,4 @@ def test_the_ways_to_locate_an_answer_agree_where_several_hold(path: Path) -> No
 def test_a_template_for_pictures_is_refused_and_not_learned_without_its_answers(path: Path) -> None:
     with pytest.raises(RowError) as caught:
         render(TALK, template=in_wheel(path))
-    assert caught.value.code in ("template-refused", "unverifiable-mask")
+    assert caught.value.rule in ("template-refused", "unverifiable-mask")

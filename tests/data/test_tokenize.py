@@ -172,7 +172,7 @@ def test_a_row_with_nothing_to_learn_is_returned_as_the_reason_beside_the_others
     first, second, third = tokenize([good, empty, good], template=load_template(byte_tokenizer()))
     assert first == third == Tokenized([97, 98], [IGNORED, 98])
     assert isinstance(second, RowError)
-    assert second.code == "empty-mask"
+    assert second.rule == "empty-mask"
 
 
 def test_rows_are_tokenized_alike_alone_and_together() -> None:

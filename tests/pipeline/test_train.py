@@ -196,7 +196,7 @@ def test_unusable_rows_are_left_out_counted_and_named(tiny_base: Path, tmp_path:
     )
     report = json.loads((run.directory / "data-report.json").read_text())
     assert (report["rows_read"], report["rows_kept"], report["rows_rejected"]) == (6, 3, 3)
-    assert [(problem["code"], problem["where"]["line"]) for problem in report["problems"]] == [
+    assert [(problem["name"], problem["where"]["line"]) for problem in report["problems"]] == [
         ("empty-answer", 4),
         ("empty-answer", 5),
         ("unknown-format", 6),

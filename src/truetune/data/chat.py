@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from truetune.data.calls import read_tools, split_calls, split_results
+from truetune.data.catalog import RULES
 from truetune.data.content import read_text_or_parts
 from truetune.data.examples import Conversation, Location, Message, Note
 from truetune.data.fields import Reading
-from truetune.data.rules import NOTES, RowError
+from truetune.data.rules import RowError
 from truetune.data.turns import read_turns, spelling, turn_list
 from truetune.data.values import read_weight
 
@@ -127,11 +128,11 @@ def _told(notes: Sequence[Note], fields: Mapping[str, Any], messages: Sequence[M
     counts: dict[tuple[str, str | None], int] = {}
     for note in notes:
         if not _is_said(note, fields, messages):
-            counts[note.code, note.field] = counts.get((note.code, note.field), 0) + note.count
-    return tuple(Note(code, name, n if NOTES[code].counts_turns else 1) for (code, name), n in counts.items())
+            counts[note.rule, note.field] = counts.get((note.rule, note.field), 0) + note.count
+    return tuple(Note(rule, name, n if RULES[rule].counts_turns else 1) for (rule, name), n in counts.items())
 
 
 def _is_said(note: Note, fields: Mapping[str, Any], messages: Sequence[Message]) -> bool:
     """True of a field that seems unused and is what a message says: ultrachat has its first question as `prompt`."""
-    said = fields.get(note.field) if note.code == "not-rendered" and note.field else None
+    said = fields.get(note.field) if note.rule == "not-rendered" and note.field else None
     return said is not None and any(message.content == said for message in messages)

@@ -33,9 +33,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something to tell of a row that is used; rules.NOTES says what each code means. `count` is in turns."""
+    """Something to tell of a row that is used; catalog.RULES says what each means. `count` is in turns."""
 
-    code: str
+    rule: str
     field: str | None = None
     count: int = 1
 

@@ -71,9 +71,9 @@ def _instruction(fields: Mapping[str, Any], reading: Reading, where: Location) -
         raise RowError("no-answer", f"the row has a question but none of {accepted}", field=ANSWERS[0])
     question, answer, input_ = names["question"], names["answer"], names.get("input")
     return Instruction(
-        _filled(fields[question], question, code="empty-prompt"),
+        _filled(fields[question], question, rule="empty-prompt"),
         read_text(fields[input_], input_) if input_ else "",
-        _filled(fields[answer], answer, code="empty-answer"),
+        _filled(fields[answer], answer, rule="empty-answer"),
         _system(fields, names),
         where,
         _history(fields[names["history"]], names["history"]) if "history" in names else (),
@@ -110,7 +110,7 @@ def _round(value: Any, place: str) -> tuple[str, str]:
 
 def _text(fields: Mapping[str, Any], reading: Reading, where: Location) -> Completion:
     name = reading.names["text"]
-    text = _filled(fields[name], name, code="empty-answer")
+    text = _filled(fields[name], name, rule="empty-answer")
     weight = _weight(fields, reading.names)
     return Completion("", text, where, "", weight, reading.label, _notes(fields, reading, (name,)))
 
@@ -125,8 +125,8 @@ def _pair(fields: Mapping[str, Any], reading: Reading, where: Location, *, wante
     if completion is None:
         raise RowError("no-answer", "the row has a prompt but no completion", field="completion")
     return Completion(
-        _filled(fields[prompt], prompt, code="empty-prompt"),
-        _filled(fields[completion], completion, code="empty-answer"),
+        _filled(fields[prompt], prompt, rule="empty-prompt"),
+        _filled(fields[completion], completion, rule="empty-answer"),
         where,
         _system(fields, names),
         _weight(fields, names),
@@ -138,11 +138,11 @@ def _pair(fields: Mapping[str, Any], reading: Reading, where: Location, *, wante
 # --- values -----------------------------------------------------------------------------------------------
 
 
-def _filled(value: Any, name: str, *, code: str) -> str:
+def _filled(value: Any, name: str, *, rule: str) -> str:
     """The field's text, which must not be blank."""
     text = read_text(value, name)
     if not text or text.isspace():
-        raise RowError(code, f"{name} is {'null' if is_null(value) else 'empty'}", field=name)
+        raise RowError(rule, f"{name} is {'null' if is_null(value) else 'empty'}", field=name)
     return text
 
 

@@ -1,18 +1,13 @@
 """Training and validation rows: seeded, the same after a restart, stable when rows are appended, free of leaks."""
 
-from hashlib import blake2b
-
 import numpy as np
 from numpy.typing import NDArray
 
-from truetune.data.store import Keys
+from truetune.data.keys import row_key
+from truetune.data.near import Pairs
+from truetune.data.store import Keys, Places
 
 DEFAULT_FRACTION, DEFAULT_CAP, DEFAULT_MINIMUM = 0.1, 1_000, 100
-
-
-def row_key(text: str) -> int:
-    """64 bits that stand for a text."""
-    return int.from_bytes(blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def split_rows(keys: Keys, *, test_size: float | int | None, seed: int) -> NDArray[np.bool_]:
@@ -68,6 +63,23 @@ def linked(keys: Keys, groups: Keys) -> Keys:
         first, other = sorted((root(group), root(owner.setdefault(key, group))))
         parent[other] = first  # The smallest stands for all, in whatever order the rows come.
     return np.array([root(group) for group in groups.tolist()], np.uint64)
+
+
+def near_linked(groups: Keys, pairs: Pairs, *, test_size: float | int | None) -> tuple[Keys, Places]:
+    """The groups with those joined that hold near duplicates, named by their first row, and the rows of large forms.
+
+    Rows of one form with other words in its places are all linked over each other. More than half of the share for
+    validation cannot be on one side: there only the groups as they are hold together.
+    """
+    if not len(pairs):
+        return groups, np.empty(0, np.int64)
+    clusters = pairs.clusters(len(groups))
+    sizes = np.bincount(clusters, minlength=len(groups))[clusters]
+    is_large = sizes > max(2.0, validation_fraction(len(groups), test_size) * len(groups) / 2)
+    kept = pairs.where(~is_large[pairs.first])
+    _, firsts, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    same = Pairs(firsts[inverse], np.arange(len(groups)), np.ones(len(groups)))
+    return groups[kept.joined(same).clusters(len(groups))], np.flatnonzero(is_large)
 
 
 def repeated(keys: Keys) -> tuple[int, int | None]:

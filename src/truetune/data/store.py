@@ -106,6 +106,15 @@ class RowWriter:
             each.close()
 
 
+@dataclass(frozen=True, slots=True)
+class TokenArrays:
+    """Many rows end to end: row i is input_ids[offsets[i]:offsets[i + 1]]."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    offsets: Places
+
+
 class StoredRows(Sequence[Tokenized]):
     """Rows of a folder, in the order of `places`; each is read when it is asked for."""
 
@@ -133,6 +142,14 @@ class StoredRows(Sequence[Tokenized]):
         """What is known of all rows of the folder: weight, key, group, file or line."""
         values: NDArray[Any] = self._index.column(name).to_numpy()
         return values
+
+    def token_arrays(self) -> Iterator[TokenArrays]:
+        """All rows of the folder, as many at a time as lie together in its file."""
+        for ids, labels in zip(self._ids, self._labels, strict=True):
+            offsets = ids.offsets.to_numpy().astype(np.int64)
+            start, end = offsets[0], offsets[-1]
+            flat, learned = (each.values.to_numpy()[start:end] for each in (ids, labels))
+            yield TokenArrays(flat, learned, offsets - start)
 
     def select(self, places: Places) -> "StoredRows":
         """The rows of the file at these places."""

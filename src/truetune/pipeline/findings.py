@@ -5,20 +5,27 @@ from collections.abc import Iterator
 import numpy as np
 
 from truetune.config.schema import DataConfig
+from truetune.data.catalog import RULES
 from truetune.data.examples import Location
+from truetune.data.near import Pairs
 from truetune.data.rules import Problem, Report
 from truetune.data.split import repeated
-from truetune.data.store import Places, StoredRows
+from truetune.data.store import Keys, Places, StoredRows
 from truetune.data.templates import Template
 from truetune.errors import DataError
 from truetune.pipeline.stages import Account
-
-_HARMLESS = {"dated-template", "mixed-formats", "joined-as-text", "duplicate-rows"}
-"""Findings of rows that are learned just as they stand."""
+from truetune.pipeline.token_findings import token_findings
 
 
 def find_all(
-    stored: StoredRows, train: Places, held_out: Places, *, account: Account, template: Template
+    stored: StoredRows,
+    train: Places,
+    held_out: Places,
+    pairs: Pairs,
+    forms: Places,
+    *,
+    account: Account,
+    template: Template,
 ) -> Iterator[Problem]:
     """The findings of prepared rows: of their forms, of equal ones, of the template."""
     keys, files, lines = (stored.column(name) for name in ("key", "file", "line"))
@@ -37,24 +44,39 @@ def find_all(
     if leaked.any():
         row = int(held_out[int(np.argmax(leaked))])
         message = f"validation rows are training rows too: {int(leaked.sum())}"
-        hint = "take them out of data.validation_path"
-        yield Problem("leaked-rows", "warning", message, where(row), hint=hint, rows=int(leaked.sum()))
+        yield Problem.found("leaked-rows", message, where(row), rows=int(leaked.sum()))
+    if (near := _near_leaks(pairs, keys, train, held_out)).size:
+        message = f"validation rows are nearly training rows: {len(near)}"
+        yield Problem.found("near-leaked", message, where(int(near[0])), rows=len(near))
+    if forms.size:
+        message = (
+            f"rows differ in a few words from many others: {len(forms)}; too many for one side of the split, so only "
+            "equal ones of them share one, and the validation loss flatters them"
+        )
+        yield Problem.found("one-form", message, where(int(forms[0])), rows=len(forms))
+    yield from token_findings(stored, account=account, template=template, where=where)
     yield from _template_findings(account, template, where(0))
+
+
+def _near_leaks(pairs: Pairs, keys: Keys, train: Places, held_out: Places) -> Places:
+    """The validation rows with a training row that is nearly, and not wholly, the same."""
+    nearest = pairs.nearest(np.isin(np.arange(len(keys)), train)) if len(pairs) else {}
+    exact = np.isin(keys[held_out], keys[np.unique(train)])
+    return np.array([row for row in held_out[~exact].tolist() if row in nearest], np.int64)
 
 
 def _template_findings(account: Account, template: Template, where: Location) -> Iterator[Problem]:
     formats = account.formats
     if formats["chat"] and not template.terminator:
         message = "no stop token: the template does not close the assistant's turn, so the model may not stop"
-        yield Problem("no-stop-token", "warning", message, where, hint="name another data.template")
+        yield Problem.found("no-stop-token", message, where)
     if template.prints_date and formats.keys() - {"text"}:
         message = "the template prints today's date into every row, so another day's prompts differ from these"
-        hint = "name a data.template (.jinja) with a fixed date, if answers must not hang on it"
-        yield Problem("dated-template", "warning", message, where, hint=hint)
+        yield Problem.found("dated-template", message, where)
     if formats["completion"] and template.chat and not template.completion_as_chat:
         pairs = f"{formats['completion']} rows of prompt + completion are joined as plain text"
         message = f"{pairs}; data.template=model sends them through the model's chat template instead"
-        yield Problem("joined-as-text", "note", message, where)
+        yield Problem.found("joined-as-text", message, where)
 
 
 def form_findings(account: Account, where: Location) -> Iterator[Problem]:
@@ -62,13 +84,7 @@ def form_findings(account: Account, where: Location) -> Iterator[Problem]:
     spelled = [(form.partition(" from ")[0], frozenset(_fields(form))) for form in account.forms]
     if sum(not any(word == other and names < more for other, more in spelled) for word, names in spelled) > 1:
         forms = ", ".join(f"{form} ({count} rows)" for form, count in account.forms.most_common())
-        yield Problem(
-            "mixed-formats",
-            "note",
-            f"the rows have several formats: {forms}",
-            where,
-            hint="nothing need be done if that is meant; data.format reads one of them only",
-        )
+        yield Problem.found("mixed-formats", f"the rows have several formats: {forms}", where)
 
 
 def _fields(form: str) -> list[str]:
@@ -78,14 +94,8 @@ def _fields(form: str) -> list[str]:
 
 def repeated_rows(count: int, where: Location) -> Problem:
     """The finding that rows equal earlier ones."""
-    return Problem(
-        "duplicate-rows",
-        "warning",
-        f"rows equal an earlier one: {count}; they share its side of the split",
-        where,
-        hint="take them out, unless they are meant to count so often",
-        rows=count,
-    )
+    message = f"rows equal an earlier one: {count}; they share its side of the split"
+    return Problem.found("duplicate-rows", message, where, rows=count)
 
 
 def refuse_if_strict(data: DataConfig, report: Report) -> None:
@@ -95,7 +105,7 @@ def refuse_if_strict(data: DataConfig, report: Report) -> None:
     if report.rejected:
         first = report.problems[0]
         raise DataError(f"{report.rows_rejected} rows cannot be used, the first: {first}", hint=first.hint)
-    if told := [problem for problem in report.problems if problem.code not in _HARMLESS]:
+    if told := [problem for problem in report.problems if not RULES[problem.rule].is_harmless]:
         raise DataError(
             f"data.strict: {'; '.join(map(str, told))}", hint="mend the rows, or set data.strict to false"
         )
@@ -106,7 +116,7 @@ def nothing_usable(report: Report, *, is_validation: bool) -> DataError:
     kind = "0 usable validation rows" if is_validation else "0 usable rows"
     if not report.rows_read:
         return DataError(f"{kind}: the data holds no rows", hint="give a file with one object a line")
-    reasons = "; ".join(f"{count} × {code}, first {report.first(code)}" for code, count in report.rejected.items())
+    reasons = "; ".join(f"{count} × {rule}, first {report.first(rule)}" for rule, count in report.rejected.items())
     limit = report.stats["max_length"]
     total = f"{report.rows_rejected} of {report.rows_read} rejected with max_length {limit}"
     return DataError(

@@ -1,13 +1,11 @@
 """Rows into the tokens a run trains on, kept for the next run, with a report of what became of every row."""
 
-import gc
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,16 @@ import numpy as np
 from truetune.config.schema import Config
 from truetune.data.cache import cached, code_digest, digest, file_digest, tokenizer_digest
 from truetune.data.examples import Note, Record
+from truetune.data.keys import row_key
+from truetune.data.near import NearIndex, Pairs, Shingles
 from truetune.data.rules import Report
 from truetune.data.sources import SourceFile
-from truetune.data.split import linked, place, row_key, split_rows
+from truetune.data.split import linked, near_linked, place, split_rows
 from truetune.data.store import ROW_FILES, Places, RowWriter, StoredRow, StoredRows, row_batch
 from truetune.data.templates import Template
 from truetune.files import write_json
+from truetune.lint.parts import parts_of
+from truetune.lint.sketch import near_sketched
 from truetune.listener import Listener, LogListener
 from truetune.model.source import cache_directory
 from truetune.pipeline.findings import find_all, nothing_usable, refuse_if_strict
@@ -37,7 +39,7 @@ from truetune.pipeline.stages import (
     training_files,
     validation_files,
 )
-from truetune.pipeline.workers import dealt, usable_processes
+from truetune.pipeline.workers import by_chunks
 
 _LIBRARIES = ("truetune", "transformers", "tokenizers")
 POLICIES = {
@@ -55,9 +57,6 @@ POLICIES = {
 """Data settings that do not shape the tokens, or do so through the files they name."""
 
 _FILES = ("prepared.json", *ROW_FILES, "train.npy", "validation.npy")
-_WORTH_PROCESSES = 1_000_000
-"""Bytes of data from which on forked processes gain more than they cost."""
-_MOST_PROCESSES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +154,7 @@ class _Preparation:
         self.formatting = formatting
         self.listener = listener
         self.account = Account()
+        self.forms: Places = np.empty(0, np.int64)
         self._path = RowPath(config.data, template, max_length=max_length)
 
     def run(self, source: Rows | None) -> PreparedDataset:
@@ -179,60 +179,49 @@ class _Preparation:
         return _opened(Path(keeper.name), self.template, folder=None, keeper=keeper)
 
     def write(self, folder: Path, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> None:
-        content = self._write_rows(folder, [*inputs, *validation])
+        content, pairs = self._write_rows(folder, [*inputs, *validation])
         stored = StoredRows.open(folder)
-        train, held_out = self._split(stored, inputs, has_validation=bool(validation))
+        train, held_out = self._split(stored, inputs, pairs, has_validation=bool(validation))
         np.save(folder / "train.npy", train)
         np.save(folder / "validation.npy", held_out)
         for places in (train, held_out):
             content.update(places.tobytes())
         document = {
-            "report": self._report(stored, train, held_out).as_json(),
+            "report": self._report(stored, train, held_out, pairs).as_json(),
             "fingerprint": content.hexdigest(),
             "first_learned": self.account.first_learned,
         }
         write_json(folder / "prepared.json", document)
 
-    def _write_rows(self, folder: Path, inputs: Sequence[SourceFile | Rows]) -> Any:
+    def _write_rows(self, folder: Path, inputs: Sequence[SourceFile | Rows]) -> tuple[Any, Pairs]:
         content, stage, account = hashlib.sha256(), "preparing rows", self.account
-        writer = RowWriter(folder)
-        # Rows hold no cycles; without this each collection walks all of torch and transformers, a sixth of the time.
-        gc.freeze()
+        writer, near = RowWriter(folder), NearIndex()
         try:
-            for batch, of_chunk in self._batches(inputs):
+            for batch, of_chunk, sketch in by_chunks(
+                self._batch, inputs, formatting=self.formatting, num_proc=self.config.data.num_proc
+            ):
                 account.add(of_chunk)
                 content.update(writer.write(batch))
+                if sketch:
+                    near.add(sketch)
                 self.listener.progress(stage, account.rows_read, None)
+            pairs = near.pairs()
         finally:
-            gc.unfreeze()
             writer.close()
+            near.close()
         self.listener.progress(stage, account.rows_read, account.rows_read)
-        return content
+        return content, pairs
 
-    def _batches(self, inputs: Sequence[SourceFile | Rows]) -> Iterator[tuple[Any, Account]]:
-        """The rows in Arrow batches, in order, with an account of each: made here, or dealt out to processes."""
-        processes = self._processes(inputs)
-        if processes == 1:
-            yield from map(self._batch, chunks(inputs, self.formatting))
-            return
-
-        def produce(number: int, count: int) -> Iterator[tuple[Any, Account]]:
-            # Each process reads all rows, which costs a fiftieth of the rest, and takes every count-th chunk.
-            return map(self._batch, islice(chunks(inputs, self.formatting), number, None, count))
-
-        yield from dealt(produce, processes=processes)
-
-    def _processes(self, inputs: Sequence[SourceFile | Rows]) -> int:
-        """How many processes are worth their start; what is the user's own Python stays in this one."""
-        wanted, files = self.config.data.num_proc, [each for each in inputs if isinstance(each, SourceFile)]
-        if len(files) < len(inputs) or self.formatting or wanted == 1:
-            return 1
-        pays = sum(file.path.stat().st_size for file in files) >= _WORTH_PROCESSES
-        return min(usable_processes(), wanted if wanted != "auto" else _MOST_PROCESSES if pays else 1)
-
-    def _batch(self, chunk: Sequence[tuple[int, Record]]) -> tuple[Any, Account]:
+    def _batch(self, chunk: Sequence[tuple[int, Record]]) -> tuple[Any, Account, Shingles | None]:
         rows, account = self._path.take(chunk)
-        return row_batch([self._stored(row, account) for row in rows]), account
+        sketch = near_sketched([parts_of(row.example) for row in rows]) if rows and self._links_near_rows() else None
+        return row_batch([self._stored(row, account) for row in rows]), account, sketch
+
+    def _links_near_rows(self) -> bool:
+        """True if rows that are nearly equal must not stand on both sides of a split."""
+        return self.config.data.leakage == "near" and (
+            self.config.data.validation_path is not None or self._test_size() != 0
+        )
 
     def _stored(self, row: Row, account: Account) -> StoredRow:
         key = row_key(row.rendered.text)
@@ -250,13 +239,14 @@ class _Preparation:
         return row_key(json.dumps([name, value], sort_keys=True, default=str))
 
     def _split(
-        self, stored: StoredRows, inputs: Sequence[SourceFile | Rows], *, has_validation: bool
+        self, stored: StoredRows, inputs: Sequence[SourceFile | Rows], pairs: Pairs, *, has_validation: bool
     ) -> tuple[Places, Places]:
         """The places of the rows to train on, as often as their file's weight says, and of those to validate on."""
         files, keys = stored.column("file"), stored.column("key")
         is_held_out = files >= len(inputs)
         if not has_validation and len(keys):
             groups = linked(keys, stored.column("group")) if self.config.data.group_by else keys
+            groups, self.forms = near_linked(groups, pairs, test_size=self._test_size())
             is_held_out = split_rows(groups, test_size=self._test_size(), seed=self.config.training.seed)
         weights = np.array([getattr(source, "weight", 1.0) for source in inputs] or [1.0])
         train = _weighted(np.flatnonzero(~is_held_out), files, keys, weights, self.config.training.seed)
@@ -266,10 +256,10 @@ class _Preparation:
         wants_none = self.config.evaluation.eval_strategy == "no" and self.config.data.test_size is None
         return 0 if wants_none else self.config.data.test_size
 
-    def _report(self, stored: StoredRows, train: Places, held_out: Places) -> Report:
+    def _report(self, stored: StoredRows, train: Places, held_out: Places, pairs: Pairs) -> Report:
         account = self.account
         return account.report(
-            find_all(stored, train, held_out, account=account, template=self.template),
+            find_all(stored, train, held_out, pairs, self.forms, account=account, template=self.template),
             train_rows=len(train),
             validation_rows=len(held_out),
             tokens=account.tokens,
@@ -298,7 +288,7 @@ def _key(config: Config, files: Sequence[SourceFile], template: Template, max_le
     return digest(
         {
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
-            "code": code_digest("truetune.data", "truetune.pipeline"),
+            "code": code_digest("truetune.data", "truetune.lint", "truetune.pipeline"),
             "files": [(file.name, file.weight, file.field, file.split, file_digest(file.path)) for file in files],
             "validates": (bool(config.data.validation_path), config.evaluation.eval_strategy == "no"),
             "tokenizer": tokenizer_digest(template.tokenizer),

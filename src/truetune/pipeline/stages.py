@@ -202,9 +202,10 @@ class Account:
 
     def report(self, findings: Iterable[Problem] = (), **stats: Any) -> Report:
         """What became of all rows, with `findings` that no single row shows, and further counts."""
-        problems = (*self.tally.errors, *self.tally.warnings(), *findings)
+        problems = (*self.tally.problems, *self.tally.noted(), *findings)
         counts = {"formats": dict(self.formats), "read_from": dict(self.forms.most_common()), **stats}
-        return Report(self.rows_read, self.rows_kept, problems, dict(self.tally.rejected), counts)
+        tally = self.tally
+        return Report(self.rows_read, self.rows_kept, problems, dict(tally.rejected), counts, dict(tally.found))
 
 
 class RowPath:
@@ -270,7 +271,9 @@ class RowPath:
             return None
         if example.weight != 1.0:
             fitting = replace(fitting, weight=example.weight)
-        account.keep(example, rendered.notes, number, record.where)
+        is_cut = len(fitting.input_ids) < len(tokens.input_ids)
+        notes = (*rendered.notes, Note("answer-cut")) if is_cut else rendered.notes
+        account.keep(example, notes, number, record.where)
         account.tokens += len(fitting.input_ids)
         account.supervised_tokens += fitting.supervised
         return Row(record, example, rendered, fitting, number)
@@ -281,7 +284,7 @@ class RowPath:
 
     def _reject(self, error: RowError, record: Record, account: Account) -> None:
         account.rows_read += 1
-        policy = self.data.overlong if error.code == "overlong" else self.data.invalid_rows
+        policy = self.data.overlong if error.rule == "overlong" else self.data.invalid_rows
         if policy == "error":
             problem = Problem.of(error, record.where)
             raise DataError(str(problem), hint=problem.hint)

@@ -1,20 +1,58 @@
-"""Work that is dealt out to processes of this machine and comes back in order."""
+"""Work on rows that is dealt out to processes of this machine and comes back in order."""
 
+import gc
 import multiprocessing
 import os
 import queue
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from itertools import cycle
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from typing import Any, Literal, TypeVar
 
+from truetune.data.examples import Record
+from truetune.data.sources import SourceFile
 from truetune.errors import BackendError, TruetuneError
+from truetune.pipeline.stages import Formatting, Rows, chunks
 
 _Item = TypeVar("_Item")
 _AHEAD = 4
 """Items that a process may be ahead of its reader."""
+_WORTH_PROCESSES = 1_000_000
+"""Bytes of data from which on forked processes gain more than they cost."""
+_MOST_PROCESSES = 16
+
+
+def by_chunks(
+    work: Callable[[Sequence[tuple[int, Record]]], _Item],
+    inputs: Sequence[SourceFile | Rows],
+    *,
+    formatting: Formatting | None,
+    num_proc: Literal["auto"] | int,
+) -> Iterator[_Item]:
+    """What `work` makes of each chunk of rows, in order: here, or in processes where that pays."""
+    processes = _processes_for(inputs, num_proc) if formatting is None else 1
+
+    def produce(number: int, count: int) -> Iterator[_Item]:
+        # Each process reads all rows, which costs a fiftieth of the rest, and takes every count-th chunk.
+        return map(work, islice(chunks(inputs, formatting), number, None, count))
+
+    # Rows hold no cycles; without this each collection walks all of torch and transformers, a sixth of the time.
+    gc.freeze()
+    try:
+        yield from produce(0, 1) if processes == 1 else dealt(produce, processes=processes)
+    finally:
+        gc.unfreeze()
+
+
+def _processes_for(inputs: Sequence[SourceFile | Rows], num_proc: Literal["auto"] | int) -> int:
+    """How many processes are worth their start; what is the user's own Python stays in this one."""
+    files = [each for each in inputs if isinstance(each, SourceFile)]
+    if len(files) < len(inputs) or num_proc == 1:
+        return 1
+    pays = sum(file.path.stat().st_size for file in files) >= _WORTH_PROCESSES
+    return min(usable_processes(), num_proc if num_proc != "auto" else _MOST_PROCESSES if pays else 1)
 
 
 def usable_processes() -> int:

@@ -1,0 +1,1 @@
+"""Rules that data is held against, row by row and as a whole."""

@@ -191,6 +191,9 @@ class DataConfig(_Section):
         None, description="share or number of validation rows; null: 0.1, at most 1000, none under 100 rows"
     )
     group_by: Text | None = Field(None, description="field whose equal rows share a side of the split")
+    leakage: Literal["near", "exact"] = Field(
+        "near", description="rows that share a side of the split: nearly equal ones, or only equal ones"
+    )
     strict: bool = Field(False, description="refuse the data if any row cannot be used, or not as it stands")
 
 
@@ -254,6 +257,19 @@ class CheckpointsConfig(_Section):
     save_total_limit: Count | None = Field(3, description="checkpoints kept; null: all")
 
 
+class CheckConfig(_Section):
+    """Which rules `truetune check` holds the data against, by code (TT205), beginning of codes (TT2) or name."""
+
+    select: Names = Field((), description="rules to hold; empty: all")
+    ignore: Names = Field((), description="rules to leave out; a longer code wins over a shorter one of select")
+    severity: dict[str, Literal["error", "warning", "note"]] = Field(
+        {}, description="other severities: {TT210: error}"
+    )
+    fail_on: Literal["error", "warning", "note", "never"] = Field(
+        "error", description="the least severity of a finding at which check exits with 1"
+    )
+
+
 class LoggingConfig(_Section):
     """What is reported, and to whom."""
 
@@ -276,6 +292,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     logging: LoggingConfig = LoggingConfig()
+    check: CheckConfig = CheckConfig()
     output_dir: Text | None = Field(None, description="the run's directory; null: runs/<data>-<n>")
 
 

@@ -1,26 +1,45 @@
 """`truetune check` and `truetune prepare`: what becomes of every row, before it costs anything."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from truetune.config.schema import NO_MODEL, Config
-from truetune.data.examples import Location
-from truetune.data.rules import Report
-from truetune.data.split import row_key
+from truetune.data.catalog import RULES
+from truetune.data.rules import Report, Tally
+from truetune.data.sources import SourceFile
+from truetune.errors import ConfigError
+from truetune.lint.selection import Selection
 from truetune.listener import Listener, LogListener
-from truetune.pipeline.findings import form_findings, repeated_rows
-from truetune.pipeline.machine import Machine
+from truetune.pipeline.findings import form_findings
+from truetune.pipeline.lint import Linted, lint_rows
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import (
-    Account,
     Formatting,
-    RowPath,
     Rows,
-    chunks,
     load_data_tokenizer,
     require_sources,
     training_files,
     validation_files,
 )
+
+if TYPE_CHECKING:
+    from truetune.pipeline.machine import Machine
+    from truetune.pipeline.score import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found: the report, what the rows are by themselves, and with a model how it reads them.
+
+    `inputs` are the files (or rows) that were read, in the order of Linted.rows' file numbers.
+    """
+
+    report: Report
+    linted: Linted
+    inputs: tuple[SourceFile | Rows, ...]
+    prepared: PreparedDataset | None
+    scores: "Scores | None"
 
 
 def check_rows(
@@ -28,23 +47,92 @@ def check_rows(
     *,
     source: Rows | None = None,
     formatting: Formatting | None = None,
+    score: int | None = None,
     listener: Listener | None = None,
-) -> Report:
-    """Every finding in the rows, none of them raised.
+) -> Checked:
+    """Every finding in the rows, none of them raised, by the rules of `config.check`.
 
-    With a model, as its tokenizer and template take the rows; without one, as far as the rows alone can tell.
+    With a model, as its tokenizer and template take the rows; without one, as far as the rows alone can tell. Of up
+    to `score` rows the base model's own loss is told as well: this loads its weights.
     """
     listener = listener or LogListener()
+    has_model = config.model.name_or_path != NO_MODEL
+    if score and not has_model:
+        raise ConfigError("scoring needs a model", hint="name it: truetune check DATA --model M --score")
     if source is None:
         require_sources(config.data)
+    rules = config.check
+    selection = Selection.of(select=rules.select, ignore=rules.ignore, severity=rules.severity)
     policies = {name: "drop" for name in ("invalid_rows", "overlong") if getattr(config.data, name) == "error"}
     lenient = config.model_copy(update={"data": config.data.model_copy(update=policies)})
-    if config.model.name_or_path == NO_MODEL:
-        return _read_only(lenient, source, formatting, listener)
-    loaded = load_data_tokenizer(config)
-    return prepare_rows(
-        lenient, source=source, formatting=formatting, listener=listener, must_be_usable=False, **loaded
-    ).report
+    source = _kept(source)
+    training = training_files(config.data, listener) if source is None else []
+    validation = validation_files(config.data, listener)
+    selection = selection.reading([*training, *validation])
+    read: list[SourceFile | Rows] = [*training] if source is None else [source]
+    linted = lint_rows(lenient, read, validation, selection=selection, formatting=formatting, listener=listener)
+    report, prepared = _read_report(linted), None
+    if has_model:
+        prepared = prepare_rows(
+            lenient,
+            source=source,
+            formatting=formatting,
+            listener=listener,
+            must_be_usable=False,
+            **load_data_tokenizer(config),
+        )
+        report = _with_tokens(prepared.report, report)
+    scores = None
+    if prepared and score and report.rows_kept:
+        from truetune.pipeline.score import score_rows
+
+        starts = linted.account.places
+        scores = score_rows(lenient, prepared, starts=starts, limit=score, listener=listener)
+        report = _with_scores(report, scores)
+    return Checked(selection.of_report(report), linted, (*read, *validation), prepared, scores)
+
+
+def _with_scores(report: Report, scores: "Scores") -> Report:
+    tally = Tally()
+    for problem in scores.problems():
+        tally.find(problem)
+    return replace(
+        report,
+        problems=(*report.problems, *tally.problems),
+        found={**report.found, **tally.found},
+        stats={**report.stats, "score": scores.as_json()},
+    )
+
+
+def _kept(rows: Rows | None) -> Rows | None:
+    """Rows that can be read twice."""
+    return list(rows) if isinstance(rows, Iterator) else rows
+
+
+def _read_report(linted: Linted) -> Report:
+    """What the rows alone tell."""
+    account, found = linted.account, linted.findings
+    first = next(iter(account.places.values()), None)
+    report = account.report([*form_findings(account, first)] if first else [], **linted.stats())
+    problems = (*report.problems, *found.problems)
+    return replace(report, problems=problems, found={**report.found, **found.found})
+
+
+def _with_tokens(prepared: Report, linted: Report) -> Report:
+    """What the tokenizer and the template tell of the rows, with what the rows tell by themselves."""
+    # Rows that cannot be read fall out in both passes, and the linter's knows which lines are left alone.
+    told = [
+        problem
+        for problem in prepared.problems
+        if RULES[problem.rule].group != "set" and problem.rule not in linted.rejected
+    ]
+    others = [problem for problem in linted.problems if problem.rule not in {each.rule for each in told}]
+    return replace(
+        prepared,
+        problems=(*told, *others),
+        found={**linted.found, **prepared.found},
+        stats={**linted.stats, **prepared.stats},
+    )
 
 
 def prepare(
@@ -63,7 +151,7 @@ def prepare(
 
 
 def prepare_for(
-    machine: Machine, config: Config, *, source: Rows | None, formatting: Formatting | None, listener: Listener
+    machine: "Machine", config: Config, *, source: Rows | None, formatting: Formatting | None, listener: Listener
 ) -> PreparedDataset:
     """The rows that this machine will train on; what became of them is told."""
     prepared = prepare_rows(
@@ -88,9 +176,9 @@ def _tell_data(report: Report, listener: Listener) -> None:
     """A line for each kind of finding, and what the rows were taken for."""
     for form, count in report.stats["read_from"].items():
         listener.say(f"read as {form}: {count:,} rows")
-    for code, count in report.rejected.items():
-        listener.warn(f"{count} of {report.rows_read} rows left out: {code}; first: {report.first(code)}")
-    for problem in report.warnings:
+    for rule, count in report.rejected.items():
+        listener.warn(f"{count} of {report.rows_read} rows left out: {rule}; first: {report.first(rule)}")
+    for problem in report.kept_problems:
         tell = listener.warn if problem.severity == "warning" else listener.say
         tell(f"{problem.message}; first: {problem.where}")
 
@@ -108,27 +196,3 @@ def _tell_split(prepared: PreparedDataset, listener: Listener) -> None:
     closed = f"; answers end with {stats['terminator']!r}" if stats["terminator"] else ""
     learned = " | ".join(map(repr, prepared.first_learned))
     listener.say(f"loss on: {stats['train_on']}{closed}; first row learns: {learned}")
-
-
-def _read_only(config: Config, source: Rows | None, formatting: Formatting | None, listener: Listener) -> Report:
-    """What the rows alone tell: whether they can be read, as what, and how many are equal."""
-    path, account = RowPath(config.data), Account()
-    training = training_files(config.data, listener) if source is None else [source]
-    inputs = [*training, *validation_files(config.data, listener)]
-    keys: set[int] = set()
-    repeats: list[Location] = []
-    first: Location | None = None
-    for chunk in chunks(inputs, formatting):
-        for number, record, example in path.examples(chunk, account):
-            first = first or record.where
-            account.keep(example, example.notes, number, record.where)
-            key = row_key(repr(replace(example, where=first, notes=(), form="")))
-            if key in keys:
-                repeats.append(record.where)
-            keys.add(key)
-        listener.progress("reading rows", account.rows_read, None)
-    listener.progress("reading rows", account.rows_read, account.rows_read)
-    findings = [*form_findings(account, first)] if first else []
-    if repeats:
-        findings.append(repeated_rows(len(repeats), repeats[0]))
-    return account.report(findings)

@@ -34,17 +34,24 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes, flushes to the disk, then renames over `path`."""
+    with staged_file(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A hidden file that takes `path`'s name, flushed, when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path))
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path))
+    os.close(handle)
+    staged = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(staged, 0o644)
+        yield staged
+        staged.chmod(0o644)
+        flush(staged)
         os.replace(staged, path)
     finally:
-        Path(staged).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
     flush(path.parent)
 
 

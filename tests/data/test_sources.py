@@ -209,3 +209,11 @@ def test_a_folder_and_a_glob_may_be_read_directly() -> None:
     make("d/a.jsonl", "d/b.jsonl")
     for path in ("d", "d/*.jsonl", Path("d")):
         assert [record.fields["text"] for record in read_records(path)] == ["d/a.jsonl", "d/b.jsonl"]
+
+
+def test_what_check_keeps_beside_a_data_file_is_no_data_and_not_told_of() -> None:
+    make("data/a.jsonl", "data/a.jsonl.changes.jsonl", "data/a.jsonl.ttignore")
+    for path in ("data", "data/*"):
+        found = find_files(Source(path))
+        assert [file.path.name for file in found.files] == ["a.jsonl"]
+        assert not found.notices

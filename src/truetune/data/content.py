@@ -38,10 +38,10 @@ _UNTYPED: Mapping[str, str] = {
 }
 """What a part without a type is, by the key that it has."""
 
-_TEXTS = ("text", "value", "content", "thinking", "reasoning", "refusal", "output")
+TEXTS = ("text", "value", "content", "thinking", "reasoning", "refusal", "output")
 _HOLDERS = ("value", "tool_call", "functionCall", "function_call", "toolUse")
-_RESULT_HOLDERS = ("functionResponse", "function_response", "toolResult")
-_RESULTS = ("content", "response", "value", "output", "result", "text")
+RESULT_HOLDERS = ("functionResponse", "function_response", "toolResult")
+RESULTS = ("content", "response", "value", "output", "result", "text")
 _RESULT_NAMES = {"name": ("name",), "tool_call_id": ("tool_call_id", "tool_use_id", "toolUseId", "call_id", "id")}
 
 
@@ -76,11 +76,11 @@ def _part(part: Any, place: str) -> Part:
         return Part("text", read_text(part, place))
     if not isinstance(part, Mapping):
         raise RowError("wrong-type", f"a part must be an object, found {kind_of(part)}", field=place)
-    match _kind(part, place):
+    match kind_of_part(part, place):
         case "call":
             return Part("call", read_calls(_held(part, _HOLDERS), place))
         case "result":
-            return Part("result", _result(_held(part, _RESULT_HOLDERS), place))
+            return Part("result", _result(_held(part, RESULT_HOLDERS), place))
         case "json":
             return Part("text", json_text(part["json"], place))
         case "thought":
@@ -89,7 +89,7 @@ def _part(part: Any, place: str) -> Part:
             return _text_part("text", part, place)
 
 
-def _kind(part: Mapping[str, Any], place: str) -> str:
+def kind_of_part(part: Mapping[str, Any], place: str) -> str:
     """What the part is, by its type or, without one, by its keys."""
     named = part.get("type")
     if named is None:
@@ -109,9 +109,9 @@ def _kind(part: Mapping[str, Any], place: str) -> str:
 
 
 def _text_part(kind: Kind, part: Mapping[str, Any], place: str) -> Part:
-    key = next((key for key in _TEXTS if part.get(key) is not None), None)
+    key = next((key for key in TEXTS if part.get(key) is not None), None)
     if key is None:
-        if not any(key in part for key in _TEXTS):
+        if not any(key in part for key in TEXTS):
             raise RowError("wrong-type", "a part of text must have text, value or content", field=place)
         return Part(kind, "")
     return Part(kind, read_text(part[key], f"{place}.{key}"), is_number(part[key]))
@@ -126,7 +126,7 @@ def _result(value: Any, place: str) -> Message:
     """A tool's turn; a result that is no text is written as JSON."""
     if not isinstance(value, Mapping):
         return Message("tool", read_text_or_parts(value, place))
-    found = next((value[key] for key in _RESULTS if value.get(key) is not None), None)
+    found = next((value[key] for key in RESULTS if value.get(key) is not None), None)
     text = json_text(found, place) if isinstance(found, Mapping) else read_text_or_parts(found, place)
     named = {name: _text_key(value, keys) for name, keys in _RESULT_NAMES.items()}
     return Message(

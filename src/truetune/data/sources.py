@@ -24,6 +24,9 @@ _NO_DATA = {
     "config.json",
     "package.json",
 }
+SIDECAR, CHANGES = ".ttignore", ".changes.jsonl"
+"""What stands beside a data file, named after it: which lines check leaves alone, what --fix has changed."""
+
 _DOCUMENTS = {"readme", "license", "licence", "notice", "requirements", "changelog"}
 
 
@@ -170,8 +173,13 @@ def _folder_files(source: Source, folder: Path) -> Found:
 
 
 def _visible_files(folder: Path) -> list[str]:
-    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and not is_beside(file.name))
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def is_beside(name: str) -> bool:
+    """True for a file that truetune keeps beside a data file."""
+    return name.endswith((SIDECAR, CHANGES))
 
 
 def _inside(source: Source, folder: Path, name: str) -> SourceFile:
@@ -203,7 +211,7 @@ def _matching(names: Sequence[str], source: Source) -> list[str]:
 def _glob_files(source: Source) -> Found:
     """The files that match; a split is only chosen among them if one is named."""
     every = sorted(glob.glob(str(Path(source.path).expanduser()), recursive=True))
-    every = [name for name in every if Path(name).is_file()]
+    every = [name for name in every if Path(name).is_file() and not is_beside(name)]
     if not every:
         raise DataError(f"no file matches {source.path}", hint="see what is there, or quote the glob in the shell")
     names = [name for name in every if suffix_of(name) in KINDS]

@@ -24,12 +24,12 @@ ROLES: Mapping[str, Role] = {
 }
 """Every spelling of a role, and the role it means; upper and lower case are one."""
 
-_CALLING = ("function_call", "tool_call")
-_ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
-_CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
-_REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+CALLING = ("function_call", "tool_call")
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _LEARNED = ("train", "weight", "loss_weight", "loss")
-_TAKEN = {*_LEARNED, *_REASONING, "mask", "tool_calls", "function_call"}
+_TAKEN = {*_LEARNED, *REASONING, "mask", "tool_calls", "function_call"}
 """Keys of a turn that no template sees under their name."""
 
 _ORDER = ("thought", "text", "call")
@@ -67,7 +67,7 @@ def spelling(turn: Any) -> str:
     """The keys of a turn's role and content: "from/value"."""
     if not isinstance(turn, Mapping):
         return kind_of(turn)
-    role, content = _first(turn, _ROLE_KEYS), _first(turn, _CONTENT_KEYS)
+    role, content = first_key(turn, ROLE_KEYS), first_key(turn, CONTENT_KEYS)
     return "/".join(filter(None, (role, content) if role or content else find_round(turn) or ()))
 
 
@@ -75,16 +75,16 @@ def _read_turn(turn: Any, place: str, notes: list[Note]) -> Sequence[Message]:
     """The message that a turn is; several for a round, and for tools' results among Anthropic's parts."""
     if not isinstance(turn, dict) and not isinstance(turn, Mapping):
         raise RowError("wrong-type", f"a message must be an object, found {kind_of(turn)}", field=place)
-    role_key, content_key = _first(turn, _ROLE_KEYS), _first(turn, _CONTENT_KEYS)
+    role_key, content_key = first_key(turn, ROLE_KEYS), first_key(turn, CONTENT_KEYS)
     if role_key is None and (names := find_round(turn)):
         return _round(turn, names, place, notes)
-    spelled = _spelled_role(turn, role_key, content_key)
+    spelled = spelled_role(turn, role_key, content_key)
     role = ROLES.get(spelled)
     if role is None:
         raise _unknown_role(turn, role_key, place)
     value = turn[content_key] if content_key else None
     is_bare = len(turn) == 2 and role_key is not None and content_key is not None
-    if is_bare and isinstance(value, str) and spelled not in _CALLING and value and not value.isspace():
+    if is_bare and isinstance(value, str) and spelled not in CALLING and value and not value.isspace():
         return (Message(role, read_text(value, f"{place}.{content_key}")),)
     others = {} if is_bare else _others(turn, role_key, content_key)
     return _full_turn(value, spelled, _Turn(role, others, place, f"{place}.{content_key or 'content'}", notes))
@@ -96,7 +96,7 @@ def _full_turn(value: Any, spelled: str, turn: _Turn) -> Sequence[Message]:
     text = read_text(value, turn.content_place)
     if is_number(value):
         turn.notes.append(Note("number-as-text"))
-    calls = calls_of_text(text, turn.content_place) if spelled in _CALLING else None
+    calls = calls_of_text(text, turn.content_place) if spelled in CALLING else None
     return (_message("" if calls else text, turn, calls=calls or ()),)
 
 
@@ -112,7 +112,7 @@ def _round(turn: Mapping[str, Any], names: tuple[str, str], place: str, notes: l
     return [*messages[:-1], replace(messages[-1], is_learned=_is_learned(others))]
 
 
-def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+def first_key(turn: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of the keys with a value, or the first that is there."""
     for key in keys:
         if turn.get(key) is not None:
@@ -120,7 +120,7 @@ def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     return next((key for key in keys if key in turn), None)
 
 
-def _spelled_role(turn: Mapping[str, Any], role_key: str | None, content_key: str | None) -> str:
+def spelled_role(turn: Mapping[str, Any], role_key: str | None, content_key: str | None) -> str:
     if role_key is None:
         return "user" if content_key == "parts" else ""  # Gemini's users need no role.
     spelled = turn[role_key]
@@ -201,7 +201,7 @@ def _extra(turn: _Turn) -> dict[str, Any]:
 
 def _thoughts(turn: _Turn) -> list[str]:
     """The texts of the turn's reasoning fields; a boolean there only says whether there was any."""
-    found = [(name, turn.others[name]) for name in _REASONING if name in turn.others]
+    found = [(name, turn.others[name]) for name in REASONING if name in turn.others]
     return [read_text_or_parts(value, f"{turn.place}.{name}") for name, value in found if not isinstance(value, bool)]
 
 

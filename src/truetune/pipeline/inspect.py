@@ -59,12 +59,13 @@ def inspect_rows(
         first = f"; the first: {report.problems[0]}" if report.rejected else ""
         raise DataError(f"0 of {report.rows_read} rows are usable{first}")
     inspected = [
-        InspectedRow(row.record.where, row.rendered.text, row.tokens, _pieces(row.tokens, tokenizer)) for row in rows
+        InspectedRow(row.record.where, row.rendered.text, row.tokens, pieces_of(row.tokens, tokenizer))
+        for row in rows
     ]
     return Inspection(tuple(inspected), report)
 
 
-def _pieces(tokens: Tokenized, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
+def pieces_of(tokens: Tokenized, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
     """The decoded text in stretches of learned and unlearned tokens, as the labels have them."""
     pairs: Sequence[tuple[int, int]] = list(zip(tokens.input_ids, tokens.labels, strict=True))
     stretches = groupby(pairs, key=lambda pair: pair[1] != IGNORED)

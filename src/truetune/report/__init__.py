@@ -1,0 +1,1 @@
+"""What is written of a data set for people and for other tools."""

@@ -18,6 +18,7 @@ BENCH = Path(__file__).parents[1] / "bench"
     [
         (["preparation.py", "--rounds", "1"], "of encode_batch's rate"),
         (["preparation_memory.py", "--rows", "200", "2000"], "bytes a row more"),
+        (["check.py", "--rows", "200", "--rules", "200", "--repeats", "1"], "word triples"),
     ],
 )
 def test_a_benchmark_prints_its_ratios(tmp_path: Path, program: list[str], words: str) -> None:

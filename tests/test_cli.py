@@ -184,12 +184,55 @@ def test_check_as_json_is_one_document_with_every_problem(tiny_base: Path, tmp_p
     assert done.returncode == 1
     document = json.loads(done.stdout)
     assert (document["rows_read"], document["rows_kept"], document["rows_rejected"]) == (4, 3, 1)
-    found = {problem["code"]: problem for problem in document["problems"]}
+    found = {problem["name"]: problem for problem in document["problems"]}
     assert found["unknown-format"]["where"] == {"path": str(data), "line": 4, "unit": "line"}
     assert found["unknown-format"]["severity"] == "error"
     assert found["number-as-text"]["severity"] == "note"
     assert set(found["number-as-text"]) >= {"code", "severity", "message", "where", "field", "hint"}
     assert document["stats"]["supervised_tokens"] > 0
+
+
+def test_check_holds_the_rules_that_are_chosen_and_fails_at_the_severity_that_is_named(tmp_path: Path) -> None:
+    rows = [*arithmetic_rows(12), {"instruction": "Who are you?", "output": "I am {{name}}."}]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    plain = truetune("check", str(data))
+    assert plain.returncode == 0
+    assert f"TT205 [placeholder] {data}, line 13, field output: " in plain.stdout
+    assert truetune("check", str(data), "--fail-on", "warning").returncode == 1
+    left = truetune("check", str(data), "--fail-on", "warning", "--ignore", "TT205,TT1")
+    assert (left.returncode, "TT205" in left.stdout) == (0, False)
+    (tmp_path / "a.jsonl.ttignore").write_text("13 placeholder # it is filled when it is served\n")
+    assert truetune("check", str(data), "--fail-on", "warning").returncode == 0
+    wrong = truetune("check", str(data), "--select", "placeholders")
+    assert (wrong.returncode, "did you mean placeholder?" in wrong.stderr) == (2, True)
+
+
+def test_check_writes_sarif_and_a_page_beside_its_report(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", [*arithmetic_rows(3), {"instruction": "a", "output": ""}])
+    sarif, page = tmp_path / "out" / "a.sarif", tmp_path / "out" / "a.html"
+    done = truetune("check", str(data), "--json", "--sarif", str(sarif), "--html", str(page))
+    assert done.returncode == 1
+    assert "TT101" in {problem["code"] for problem in json.loads(done.stdout)["problems"]}
+    assert "TT101" in {result["ruleId"] for result in json.loads(sarif.read_text())["runs"][0]["results"]}
+    assert "TT101" in page.read_text()
+
+
+def test_sarif_that_cannot_be_written_is_an_error_behind_the_report(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", arithmetic_rows(3))
+    done = truetune("check", str(data), "--json", "--sarif", str(tmp_path))
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["rows_read"] == 3
+    assert f"error: {tmp_path} cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rule_explains_itself_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
+    page = truetune("check", "--explain", "TT205")
+    assert page.returncode == 0
+    assert page.stdout.startswith("# TT205 placeholder")
+    assert truetune("check", "--explain", "placeholder").stdout == page.stdout
+    assert "TT401  duplicate-rows" in truetune("check", "--explain", "all").stdout
+    assert truetune("check", "--explain", "TT999").returncode == 2
 
 
 def test_checking_rows_without_a_model_imports_nothing_heavy(tmp_path: Path) -> None:

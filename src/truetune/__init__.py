@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import check, find_lr, inspect, load, open_run, prepare, train
+    from truetune.api import check, find_lr, fix, inspect, load, open_run, prepare, train
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.errors import (
@@ -35,7 +35,7 @@ _HOMES = {
     "PreparedDataset": "truetune.pipeline.prepare",
     "RangeTest": "truetune.pipeline.find_lr",
     "Report": "truetune.data.rules",
-    **dict.fromkeys(("check", "find_lr", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
+    **dict.fromkeys(("check", "find_lr", "fix", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
         "truetune.errors",
@@ -57,6 +57,7 @@ __all__ = [
     "TruetuneError",
     "check",
     "find_lr",
+    "fix",
     "inspect",
     "load",
     "open_run",

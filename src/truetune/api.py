@@ -13,6 +13,7 @@ from truetune.listener import Listener, LogListener
 from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
+from truetune.pipeline.fix import Fixed, fix_rows
 from truetune.pipeline.inspect import Inspection, inspect_rows
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting
@@ -20,7 +21,7 @@ from truetune.pipeline.train import Run, open_run, train_run
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["check", "find_lr", "inspect", "load", "open_run", "prepare", "train"]
+__all__ = ["check", "find_lr", "fix", "inspect", "load", "open_run", "prepare", "train"]
 
 
 def train(
@@ -104,12 +105,35 @@ def check(
     *,
     model: str = NO_MODEL,
     formatting: Formatting | None = None,
+    score: int | None = None,
     listener: Listener | None = None,
     **settings: Any,
 ) -> Report:
-    """Every finding in the rows of `data`, none of them raised: with a model as it takes them, else by themselves."""
+    """Every finding in the rows of `data`, none of them raised: with a model as it takes them, else by themselves.
+
+    `score` is how many rows the model's own loss is measured on, which loads its weights.
+    """
     resolved, rows = _config(None, model, data, None, settings, listener or LogListener())
-    return check_rows(resolved, source=rows, formatting=formatting, listener=listener)
+    return check_rows(resolved, source=rows, formatting=formatting, score=score, listener=listener).report
+
+
+def fix(
+    data: Data,
+    out: str | Path,
+    *,
+    values: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Fixed:
+    """Writes a cleaned copy of `data` to `out` (.jsonl, .json, .csv, .parquet), and a list of every change beside it.
+
+    Mends broken encodings, blanks around answers, spelled roles and, with `values` for their names, placeholders;
+    leaves out repeated rows and those that cannot be used. `select` and `ignore` choose the rules.
+    """
+    listener = listener or LogListener()
+    resolved, rows = _config(None, NO_MODEL, data, None, settings, listener)
+    return fix_rows(resolved, out, values=values, overwrite=overwrite, source=rows, listener=listener)
 
 
 def prepare(

@@ -1,19 +1,22 @@
 """The command line: one short function a command. Nothing heavy is imported before a command needs it."""
 
 import argparse
-import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from truetune.arguments import parse_arguments
 from truetune.environment import set_environment
-from truetune.errors import ConfigError, TruetuneError
+from truetune.errors import ConfigError, DataError, TruetuneError
 
 if TYPE_CHECKING:
     from truetune.config.schema import Config
+    from truetune.data.rules import Report
+    from truetune.pipeline.check import Checked
+    from truetune.pipeline.fix import Fixed
     from truetune.pipeline.resume import Resume
     from truetune.pipeline.train import Run
 
@@ -26,9 +29,9 @@ def entry() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit status: 0 done, 1 data or run, 2 command or config, 128 + n for signal n."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     try:
-        return int(options.run(options) or 0)
+        return int(_COMMANDS[options.command](options) or 0)
     except TruetuneError as error:
         if options.traceback:
             raise
@@ -167,8 +170,8 @@ def _inspect(options: argparse.Namespace) -> None:
     for row in found.rows:
         count = f"{len(row.tokens.input_ids)} tokens, {row.tokens.supervised} learned"
         show_pieces(f"{row.where}: {count}", row.pieces)
-    for code, number in found.report.rejected.items():
-        show(f"{number} of {found.report.rows_read} rows left out: {code}; first: {found.report.first(code)}")
+    for rule, number in found.report.rejected.items():
+        show(f"{number} of {found.report.rows_read} rows left out: {rule}; first: {found.report.first(rule)}")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -176,16 +179,97 @@ def _check(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show_json, show_report
     from truetune.pipeline.check import check_rows
 
+    if options.explain:
+        return _explain(options.explain)
+    if options.fix:
+        if others := [f"--{name}" for name in ("sarif", "html", "score") if getattr(options, name)]:
+            message = f"--fix does not go with {', '.join(others)}"
+            raise ConfigError(message, hint="mend the rows first, then check OUT")
+        return _fix(options)
+    if options.set or options.overwrite:
+        raise ConfigError("--set and --overwrite are for --fix", hint="add --fix OUT, the file to write")
     listener = ConsoleListener()
     try:
-        report = check_rows(_load(options, listener, model=NO_MODEL), listener=listener)
+        config = _load(options, listener, model=NO_MODEL)
+        checked = check_rows(config, score=options.score, listener=listener)
+        if options.html:
+            _write_html(checked, config, Path(options.html))
     finally:
         listener.close()
+    report = checked.report
     if options.json:
         show_json(report.as_json())
     else:
         show_report(report)
-    return 1 if report.rejected or not report.rows_kept else 0
+    if options.sarif:
+        _write_sarif(report, Path(options.sarif))
+    return 1 if report.fails(config.check.fail_on) else 0
+
+
+def _fix(options: argparse.Namespace) -> int:
+    from truetune.config.schema import NO_MODEL
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.pipeline.fix import fix_rows
+
+    values = dict(map(_value, options.set))
+    listener = ConsoleListener()
+    try:
+        config = _load(options, listener, model=NO_MODEL)
+        fixed = fix_rows(config, options.fix, values=values, overwrite=options.overwrite, listener=listener)
+    finally:
+        listener.close()
+    if options.json:
+        show_json(fixed.as_json())
+    else:
+        show(_fixed(fixed))
+    return 0
+
+
+def _value(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise ConfigError(f"--set {text}: a name and its value are expected", hint="write --set name=Ada")
+    return name.strip(), value
+
+
+def _fixed(fixed: "Fixed") -> str:
+    """What was written, changed and left out, a line each."""
+    from truetune.data.catalog import RULES
+
+    changed = [f"changed: {count:,} × {RULES[rule]}" for rule, count in fixed.changes.items()]
+    left_out = [f"left out: {count:,} × {RULES[rule]}" for rule, count in fixed.left_out.items()]
+    left = [f"placeholder left: {count:,} × {{{{{name}}}}}" for name, count in fixed.placeholders_left.items()]
+    written = f"{fixed.rows_written:,} of {fixed.rows_read:,} rows written: {fixed.path}"
+    return "\n".join([*changed, *left_out, *left, written, f"every change: {fixed.changes_path}"])
+
+
+def _explain(code: str) -> int:
+    from truetune.console import show, show_pages
+    from truetune.lint.explain import index, page
+    from truetune.lint.selection import rules_of
+
+    if code == "all":
+        for code, name, severity, summary in index():
+            show(f"{code}  {name:<20} {severity:<8} {summary}")
+    else:
+        show_pages(map(page, rules_of(code)))
+    return 0
+
+
+def _write_html(checked: "Checked", config: "Config", path: Path) -> None:
+    from truetune.pipeline.data_report import write_data_report
+
+    write_data_report(checked, config, path=path)
+
+
+def _write_sarif(report: "Report", path: Path) -> None:
+    from truetune.files import remedy, write_json
+    from truetune.report.sarif import as_sarif
+
+    try:
+        write_json(path, as_sarif(report))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}", hint=remedy(error)) from error
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -251,6 +335,7 @@ def _load(options: argparse.Namespace, listener: Any, *, model: str | None = Non
         "model.name_or_path": options.model,
         "data.path": options.data,
         "output_dir": getattr(options, "output_dir", None),
+        **{f"check.{name}": getattr(options, name, None) for name in ("select", "ignore", "fail_on")},
     }
     given = {name: value for name, value in flags.items() if value is not None}
     loaded = load_config(
@@ -304,186 +389,19 @@ def _summary(run: "Run") -> str:
     return "\n".join(lines)
 
 
-# --- the parser -------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with a suggestion for a misspelt command or option, and our form of an error."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\nhint: {self.prog} --help shows what it takes\n")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}{_suggestion(unknown[0], options)}")
-    if hasattr(options, "words"):
-        _sort_words(parser, options, rest)
-    return options
-
-
-def _sort_words(parser: _Parser, options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Tells the config file (or DATA) from key=value settings; argparse stops at the first option between them."""
-    words = [*options.words, *rest]
-    if getattr(options, "resume", None) and ("=" in options.resume or _is_config(options.resume)):
-        words.append(options.resume)
-        options.resume = "newest"
-    options.settings = [word for word in words if "=" in word and not Path(word).exists()]
-    names = [word for word in words if word not in options.settings]
-    if len(names) > 1:
-        parser.error(f"one file is expected, got {', '.join(names)}; settings are written key=value")
-    options.config = None
-    if options.takes == "config":
-        options.config = names[0] if names else None
-    elif names and _is_config(names[0]):
-        options.config = names[0]
-    elif names:
-        options.data = names[0]
-
-
-def _is_config(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _suggestion(word: str, options: argparse.Namespace) -> str:
-    known = [option for action in options.parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="truetune",
-        description="Fine-tune language models on your own data, and be told the truth about it.",
-        epilog="Start with: truetune demo",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-
-    demo = _command(commands, "demo", _demo, "fine-tune a real 135M model offline, before and after shown")
-    demo.add_argument("--output-dir", help="the run's directory (default: runs/demo-<n>)")
-    demo.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
-    demo.add_argument("--seed", type=int, default=42, help="of the rows and the training (default: 42)")
-    _add_settings(demo, takes="config", metavar="key=value")
-    demo.set_defaults(model=None, data=None)
-
-    train = _command(commands, "train", _train, "train a model as a config file, or flags and settings, say")
-    _add_settings(train, takes="config", metavar="RUN.yaml | key=value")
-    _add_model_and_data(train)
-    train.add_argument("--output-dir", help="the run's directory (default: runs/<data>-<n>)")
-    train.add_argument(
-        "--resume",
-        nargs="?",
-        const="newest",
-        metavar="auto|PATH",
-        help="go on from the newest complete checkpoint; auto: or start where there is none; PATH: from this one",
-    )
-    train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
-    train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
-
-    find_lr = _command(commands, "find-lr", _find_lr, "a learning rate for this run, from a short test of many")
-    _add_settings(find_lr, takes="config", metavar="RUN.yaml | key=value")
-    _add_model_and_data(find_lr)
-    find_lr.add_argument("--steps", type=_positive, help="how many rates to try (default: 40 to 80, by the rows)")
-    find_lr.add_argument("--json", action="store_true", help="print the curve and the suggestion as JSON")
-
-    verify = _command(
-        commands, "verify", _verify, "whether a run's files are what was written, and can be gone on from"
-    )
-    verify.add_argument("run_directory", metavar="RUN", help="a run's directory")
-    verify.add_argument("--base", help="the base model, where the recorded one is not there")
-    verify.add_argument(
-        "--resume-proof",
-        nargs="?",
-        const=8,
-        type=_positive,
-        metavar="STEPS",
-        help="train so many steps (8) on the run's rows, and half of them again from a checkpoint: the same bits?",
-    )
-    verify.add_argument("--json", action="store_true", help="print what was found as JSON")
-
-    generate = _command(commands, "generate", _generate, "one answer from a trained model")
-    _add_trained(generate)
-    generate.add_argument("--prompt", required=True, help="what to ask")
-    generate.add_argument("--input", default="", help="the input of an instruction")
-    generate.add_argument("--json", action="store_true", help="print prompt_ids, text and stop_reason as JSON")
-
-    chat = _command(commands, "chat", _chat, "talk to a trained model")
-    _add_trained(chat)
-
-    check = _command(commands, "check", _check, "everything that would ruin the run, before it costs anything")
-    _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(check)
-    check.add_argument("--json", action="store_true", help="print rows, problems and counts as JSON")
-
-    prepare = _command(commands, "prepare", _prepare, "tokens ready for training, kept on disk")
-    _add_settings(prepare, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(prepare)
-    prepare.add_argument("--json", action="store_true", help="print the report and where the rows lie as JSON")
-
-    inspect = _command(commands, "inspect", _inspect, "what the model reads and what it learns, row by row")
-    _add_settings(inspect, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(inspect)
-    inspect.add_argument("--rows", type=_positive, default=3, help="how many rows to show (default: 3)")
-    inspect.add_argument("--json", action="store_true", help="print rows, tokens and labels as JSON")
-
-    init = _command(commands, "init", _init, "a complete config for these rows and this model, with reasons")
-    _add_settings(init, takes="data", metavar="DATA | key=value")
-    _add_model_and_data(init)
-    init.add_argument("-o", "--output", help="the file to write (default: print it)")
-    init.add_argument("--overwrite", action="store_true", help="replace the file")
-
-    doctor = _command(commands, "doctor", _doctor, "what this machine and its environment can do")
-    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-    return parser
-
-
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> _Parser:
-    parser: _Parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-    parser.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.set_defaults(run=run, parser=parser)
-    return parser
-
-
-def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:
-    parser.add_argument("words", nargs="*", metavar=metavar, help="settings win over the file, flags over neither")
-    parser.set_defaults(takes=takes)
-
-
-def _add_model_and_data(parser: _Parser) -> None:
-    parser.add_argument("--model", help="a hub id, a folder, a .gguf file, or demo")
-    parser.add_argument("--data", help="a file, a folder, a glob or a hub id")
-
-
-def _add_trained(parser: _Parser) -> None:
-    parser.add_argument("run_directory", metavar="RUN", help="the directory of a finished run")
-    parser.add_argument("--base", help="the base model, where the recorded one is not there")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--system", default="", help="a system message")
-    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="the longest answer (default: 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number (got {text!r})")
-    return number
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version
-
-        parser.exit(0, f"truetune {version('truetune')}\n")
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
+    "demo": _demo,
+    "train": _train,
+    "find-lr": _find_lr,
+    "verify": _verify,
+    "generate": _generate,
+    "chat": _chat,
+    "check": _check,
+    "prepare": _prepare,
+    "inspect": _inspect,
+    "init": _init,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":

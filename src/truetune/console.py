@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -79,20 +79,28 @@ def show_pieces(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
 
 
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
-_SHOWN = 10
+_SHOWN = {"error": 10, "warning": 3, "note": 1}
+"""Findings of one rule that are shown."""
 
 
 def show_report(report: Report) -> None:
-    """Each finding with its place, reason and remedy; of many errors of one kind the first few."""
+    """The findings, the worst and the commonest first, with place, reason and remedy; of many the first few."""
     console = Console(highlight=False, soft_wrap=True)
-    for code, problems in groupby(sorted(report.problems, key=_rank), key=lambda problem: problem.code):
+
+    def rank(problem: Problem) -> tuple[int, int, str]:
+        return list(_MARKS).index(problem.severity), -report.rows_of(problem.rule), problem.rule
+
+    for name, problems in groupby(sorted(report.problems, key=rank), key=lambda problem: problem.rule):
         found = list(problems)
-        for problem in found[:_SHOWN]:
-            console.print(f"{_MARKS[problem.severity]} {escape(f'[{code}] {problem}')}")
-        if (more := report.rejected.get(code, len(found)) - _SHOWN) > 0:
-            console.print(f"      and {more} more")
+        shown = _SHOWN[found[0].severity]
+        for problem in found[:shown]:
+            console.print(f"{_MARKS[problem.severity]} {escape(f'{problem.code} [{name}] {problem}')}")
+        if len(found) > 1 and (more := report.rows_of(name) - shown) > 0:
+            console.print(f"      and {more:,} more")
         if found[0].hint:
             console.print(f"      hint: {escape(found[0].hint)}")
+    _show_guidelines(console, report.stats.get("guidelines", ()))
+    _show_scores(console, report.stats.get("score"))
     for form, count in report.stats["read_from"].items():
         console.print(f"read as {escape(form)}: {count:,} rows")
     for name in ("tokens", "supervised_tokens", "longest_row_tokens", "max_length"):
@@ -101,8 +109,31 @@ def show_report(report: Report) -> None:
     console.print(f"{report.rows_kept:,} of {report.rows_read:,} rows can be used")
 
 
-def _rank(problem: Problem) -> tuple[int, str]:
-    return list(_MARKS).index(problem.severity), problem.code
+def _show_guidelines(console: Console, guidelines: Sequence[Mapping[str, Any]]) -> None:
+    for each in guidelines:
+        low, high = each["low"], each["high"]
+        bounds = f"{low:,g} to {high:,g}" if low and high else f"at least {low:g}" if low else f"at most {high:g}"
+        mark = "" if each["is_within"] else "  [yellow]outside[/]"
+        console.print(f"{each['name']}: {escape(each['measures'])} {each['value']:,.4g} ({bounds}){mark}")
+
+
+def _show_scores(console: Console, score: Mapping[str, Any] | None) -> None:
+    if not score:
+        return
+    losses = f"mean loss {score['mean_loss']:.3f}, median {score['median_loss']:.3f} nats a learned token"
+    console.print(f"scored: {score['rows_scored']:,} of {score['rows']:,} rows, {losses}")
+    for end in ("most", "least"):
+        rows = [f"{each['where']['line']} ({each['loss']:.2f})" for each in score[f"{end}_surprising"][:5]]
+        console.print(f"{end} surprising: {score[f'{end}_surprising'][0]['where']['unit']} {', '.join(rows)}")
+
+
+def show_pages(pages: Iterable[str]) -> None:
+    """Markdown, laid out on a terminal and as it stands elsewhere."""
+    from rich.markdown import Markdown
+
+    console = Console(highlight=False)
+    for page in pages:
+        console.print(Markdown(page) if console.is_terminal else escape(page), soft_wrap=not console.is_terminal)
 
 
 def show_range_test(found: "RangeTest") -> None:

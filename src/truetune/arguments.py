@@ -1,0 +1,212 @@
+"""What the command line takes: the parser, and which of its words are a file and which are settings."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with a suggestion for a misspelt command or option, and our form of an error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nhint: {self.prog} --help shows what it takes\n")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command's name and its options; exits with status 2 for what is not right."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}{_suggestion(unknown[0], options)}")
+    if hasattr(options, "words"):
+        _sort_words(parser, options, rest)
+    return options
+
+
+def _sort_words(parser: _Parser, options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Tells the config file (or DATA) from key=value settings; argparse stops at the first option between them."""
+    words = [*options.words, *rest]
+    if getattr(options, "resume", None) and ("=" in options.resume or _is_config(options.resume)):
+        words.append(options.resume)
+        options.resume = "newest"
+    options.settings = [word for word in words if "=" in word and not Path(word).exists()]
+    names = [word for word in words if word not in options.settings]
+    if len(names) > 1:
+        parser.error(f"one file is expected, got {', '.join(names)}; settings are written key=value")
+    options.config = None
+    if options.takes == "config":
+        options.config = names[0] if names else None
+    elif names and _is_config(names[0]):
+        options.config = names[0]
+    elif names:
+        options.data = names[0]
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _suggestion(word: str, options: argparse.Namespace) -> str:
+    known = [option for action in options.parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="truetune",
+        description="Fine-tune language models on your own data, and be told the truth about it.",
+        epilog="Start with: truetune demo",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+
+    demo = _command(commands, "demo", "fine-tune a real 135M model offline, before and after shown")
+    demo.add_argument("--output-dir", help="the run's directory (default: runs/demo-<n>)")
+    demo.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
+    demo.add_argument("--seed", type=int, default=42, help="of the rows and the training (default: 42)")
+    _add_settings(demo, takes="config", metavar="key=value")
+    demo.set_defaults(model=None, data=None)
+
+    train = _command(commands, "train", "train a model as a config file, or flags and settings, say")
+    _add_settings(train, takes="config", metavar="RUN.yaml | key=value")
+    _add_model_and_data(train)
+    train.add_argument("--output-dir", help="the run's directory (default: runs/<data>-<n>)")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        metavar="auto|PATH",
+        help="go on from the newest complete checkpoint; auto: or start where there is none; PATH: from this one",
+    )
+    train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
+    train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
+
+    find_lr = _command(commands, "find-lr", "a learning rate for this run, from a short test of many")
+    _add_settings(find_lr, takes="config", metavar="RUN.yaml | key=value")
+    _add_model_and_data(find_lr)
+    find_lr.add_argument("--steps", type=_positive, help="how many rates to try (default: 40 to 80, by the rows)")
+    find_lr.add_argument("--json", action="store_true", help="print the curve and the suggestion as JSON")
+
+    verify = _command(commands, "verify", "whether a run's files are what was written, and can be gone on from")
+    verify.add_argument("run_directory", metavar="RUN", help="a run's directory")
+    verify.add_argument("--base", help="the base model, where the recorded one is not there")
+    verify.add_argument(
+        "--resume-proof",
+        nargs="?",
+        const=8,
+        type=_positive,
+        metavar="STEPS",
+        help="train so many steps (8) on the run's rows, and half of them again from a checkpoint: the same bits?",
+    )
+    verify.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+    generate = _command(commands, "generate", "one answer from a trained model")
+    _add_trained(generate)
+    generate.add_argument("--prompt", required=True, help="what to ask")
+    generate.add_argument("--input", default="", help="the input of an instruction")
+    generate.add_argument("--json", action="store_true", help="print prompt_ids, text and stop_reason as JSON")
+
+    chat = _command(commands, "chat", "talk to a trained model")
+    _add_trained(chat)
+
+    check = _command(commands, "check", "everything that would ruin the run, before it costs anything")
+    _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
+    _add_model_and_data(check)
+    check.add_argument("--json", action="store_true", help="print rows, problems and counts as JSON")
+    check.add_argument("--sarif", metavar="FILE", help="write the findings as SARIF, for code hosts")
+    check.add_argument(
+        "--score",
+        nargs="?",
+        const=1000,
+        type=_positive,
+        metavar="ROWS",
+        help="with a model: its loss on so many rows (1000), the most and the least surprising told",
+    )
+    check.add_argument("--html", metavar="FILE", help="write a page that shows the data, its findings and their rows")
+    check.add_argument(
+        "--fix", metavar="OUT", help="write a cleaned copy (.jsonl, .json, .csv, .parquet), and its changes"
+    )
+    check.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="what --fix fills the placeholder {{NAME}} with",
+    )
+    check.add_argument("--overwrite", action="store_true", help="replace the file of --fix")
+    check.add_argument("--explain", metavar="CODE", help="the page of a rule (TT101, or its name); all: every rule")
+    check.add_argument("--select", metavar="CODES", help="rules to hold the data against: TT1,TT205,secret")
+    check.add_argument("--ignore", metavar="CODES", help="rules to leave out")
+    check.add_argument(
+        "--fail-on", choices=("error", "warning", "note", "never"), help="exit with 1 at such findings (error)"
+    )
+
+    prepare = _command(commands, "prepare", "tokens ready for training, kept on disk")
+    _add_settings(prepare, takes="data", metavar="DATA | RUN.yaml | key=value")
+    _add_model_and_data(prepare)
+    prepare.add_argument("--json", action="store_true", help="print the report and where the rows lie as JSON")
+
+    inspect = _command(commands, "inspect", "what the model reads and what it learns, row by row")
+    _add_settings(inspect, takes="data", metavar="DATA | RUN.yaml | key=value")
+    _add_model_and_data(inspect)
+    inspect.add_argument("--rows", type=_positive, default=3, help="how many rows to show (default: 3)")
+    inspect.add_argument("--json", action="store_true", help="print rows, tokens and labels as JSON")
+
+    init = _command(commands, "init", "a complete config for these rows and this model, with reasons")
+    _add_settings(init, takes="data", metavar="DATA | key=value")
+    _add_model_and_data(init)
+    init.add_argument("-o", "--output", help="the file to write (default: print it)")
+    init.add_argument("--overwrite", action="store_true", help="replace the file")
+
+    doctor = _command(commands, "doctor", "what this machine and its environment can do")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    return parser
+
+
+def _command(commands: Any, name: str, help: str) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    parser.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.set_defaults(command=name, parser=parser)
+    return parser
+
+
+def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:
+    parser.add_argument("words", nargs="*", metavar=metavar, help="settings win over the file, flags over neither")
+    parser.set_defaults(takes=takes)
+
+
+def _add_model_and_data(parser: _Parser) -> None:
+    parser.add_argument("--model", help="a hub id, a folder, a .gguf file, or demo")
+    parser.add_argument("--data", help="a file, a folder, a glob or a hub id")
+
+
+def _add_trained(parser: _Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="the directory of a finished run")
+    parser.add_argument("--base", help="the base model, where the recorded one is not there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--system", default="", help="a system message")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="the longest answer (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number (got {text!r})")
+    return number
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        parser.exit(0, f"truetune {version('truetune')}\n")

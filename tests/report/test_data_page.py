@@ -78,11 +78,13 @@ def rows_with_findings() -> list[dict[str, Any]]:
     ]
 
 
-def checked_rows(path: Path, rows: list[dict[str, Any]], *, model: str = NO_MODEL) -> tuple[Checked, Any]:
+def checked_rows(
+    path: Path, rows: list[dict[str, Any]], *, model: str = NO_MODEL, score: int | None = None
+) -> tuple[Checked, Any]:
     data = path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = load_config(None, settings={"data.path": str(data), "model.name_or_path": model}, overrides=[]).config
-    return check_rows(config), config
+    return check_rows(config, score=score), config
 
 
 @pytest.fixture
@@ -207,6 +209,21 @@ def test_the_learned_tokens_are_marked_as_the_labels_say(tmp_path: Path, tiny_ba
     assert lengths["tokens a row"] == [len(row.input_ids) for row in every]
     assert lengths["learned tokens a row"] == [len(row.labels) - row.labels.count(IGNORED) for row in every]
     assert "max_length" in page.sections["lengths"]
+
+
+def test_the_most_and_the_least_surprising_rows_are_shown_with_their_loss(tmp_path: Path, tiny_base: Path) -> None:
+    checked, config = checked_rows(tmp_path, arithmetic_rows(24), model=str(tiny_base), score=24)
+    page = Page(render_data_page(data_page(checked, config)))
+    assert page.misnested == []
+    text = page.sections["scores"]
+    assert checked.scores is not None
+    ranked = [f"line {score.where.line}" for score in checked.scores.scored]
+    most, _, least = text.partition("least surprising rows")
+    for place, shown in ((ranked[0], most), (ranked[-1], least)):
+        assert place in shown
+    assert f"{checked.scores.scored[0].loss:.2f} nats" in most
+    without, config = checked_rows(tmp_path, arithmetic_rows(24), model=str(tiny_base))
+    assert "scores" not in Page(render_data_page(data_page(without, config))).sections
 
 
 def test_rows_of_one_record_are_each_shown_as_themselves(tmp_path: Path) -> None:

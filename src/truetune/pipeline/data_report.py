@@ -28,6 +28,7 @@ from truetune.pipeline.check import Checked
 from truetune.pipeline.inspect import pieces_of
 from truetune.pipeline.lint import Linted
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.score import RowScore
 from truetune.pipeline.stages import Account, Formatting, RowPath, Rows, chunks
 from truetune.report.data_page import (
     Cluster,
@@ -42,7 +43,7 @@ from truetune.report.data_page import (
 )
 from truetune.report.stretches import Mark, Stretch, Stretches, cut, cut_all, differing, with_evidence
 
-_FINDINGS, _CLUSTERS, _ROWS_A_CLUSTER, _SAMPLES = 10, 20, 4, 5
+_FINDINGS, _CLUSTERS, _ROWS_A_CLUSTER, _SAMPLES, _SCORED = 10, 20, 4, 5, 10
 _PART, _SAMPLE_PART = 600, 3_000
 """Characters of a text that are shown."""
 
@@ -63,6 +64,7 @@ def data_page(checked: Checked, config: Config, *, formatting: Formatting | None
     """What the page shows."""
     report, linted, prepared = checked.report, checked.linted, checked.prepared
     groups, samples = _near_groups(linted), _spread(checked)
+    scored = checked.scores.scored if checked.scores else ()
     read = _read(checked, config, formatting, groups=groups, samples=samples)
     passes = not report.fails(config.check.fail_on)
     return DataPage(
@@ -81,6 +83,8 @@ def data_page(checked: Checked, config: Config, *, formatting: Formatting | None
         clusters=tuple(_cluster(rows, linted, read) for rows in groups[:_CLUSTERS]),
         all_clusters=len(groups),
         samples=tuple(_samples(samples, checked, read)),
+        surprising=tuple(_scored(score, read) for score in scored[:_SCORED]),
+        known=tuple(_scored(score, read) for score in scored[: -_SCORED - 1 : -1]),
     )
 
 
@@ -137,6 +141,8 @@ def _read(
     for number, source in enumerate(checked.inputs):
         numbers.setdefault(_name(source), number)
     listed = [where for found in _listed(checked.report).values() for each in found for where in _places(each)]
+    if checked.scores:
+        listed += [score.where for score in (*checked.scores.scored[:_SCORED], *checked.scores.scored[-_SCORED:])]
     wanted = {(numbers.get(where.path, 0), where.line) for where in listed}
     rows = checked.linted.rows
     if rows is not None:
@@ -345,6 +351,12 @@ def _samples(samples: Places, checked: Checked, read: _Read) -> Iterator[ShownRo
         where = _where(row, checked.linted)
         parts = read.at(where, _nth(row, checked.linted)) or ()
         yield ShownRow(str(where), tuple(_sample_text(part) for part in parts))
+
+
+def _scored(score: RowScore, read: _Read) -> ShownRow:
+    """A row and how surprising its answers are to the model."""
+    about = f"{score.loss:.2f} nats a learned token, {score.learned_tokens:,} of them"
+    return ShownRow(str(score.where), tuple(map(_sample_text, read.at(score.where) or ())), about)
 
 
 def _sample_text(part: Part) -> Text:

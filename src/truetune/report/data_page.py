@@ -129,6 +129,8 @@ class DataPage:
     clusters: tuple[Cluster, ...]
     all_clusters: int
     samples: tuple[ShownRow, ...]
+    surprising: tuple[ShownRow, ...] = ()
+    known: tuple[ShownRow, ...] = ()
 
     @property
     def title(self) -> str:

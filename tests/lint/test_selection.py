@@ -7,6 +7,7 @@ import pytest
 
 import truetune
 from conftest import write_jsonl
+from heard import Heard
 from truetune.data.catalog import RULES
 from truetune.data.examples import Location
 from truetune.data.rules import LISTED, Report
@@ -322,3 +323,14 @@ def test_a_sidecar_leaves_any_number_of_rows_alone_that_cannot_be_used(tmp_path:
     report = truetune.check(data)
     assert report.rows_of("empty-answer") == 1
     assert report.fails("error")
+
+
+def test_a_line_of_a_sidecar_that_leaves_nothing_alone_is_told(tmp_path: Path) -> None:
+    rows = [{"instruction": "Who are you?", "output": "I am {{name}}."}, {"instruction": "a", "output": ""}]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.jsonl.ttignore").write_text("1 TT205\n2 TT101\n1 TT101\n7 TT205\n2 TT301 # needs a model\n")
+    for ignored, lines in (([], (3, 4)), (["TT205"], (3,))):
+        heard = Heard()
+        truetune.check(data, listener=heard, ignore=ignored)
+        told = [line for line in heard.lines if "leaves nothing alone" in line]
+        assert [line.split(": ")[1] for line in told] == [f"{data}.ttignore, line {number}" for number in lines]

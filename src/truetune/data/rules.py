@@ -150,9 +150,10 @@ class _Count:
 class Tally:
     """Collects what becomes of rows, in memory that does not grow with them."""
 
-    def __init__(self, wants: Callable[[str, Location], bool] | None = None) -> None:
-        """`wants` says of a row that is left out whether its finding is told; without it each is."""
-        self._wants = wants
+    def __init__(self, ignored: Callable[[str, Location], Location | None] | None = None) -> None:
+        """`ignored` names the place that leaves a rule's finding at a row alone, if there is one."""
+        self._ignored = ignored
+        self.ignored: set[Location] = set()
         self.rejected: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
         self.problems: list[Problem] = []
@@ -161,14 +162,18 @@ class Tally:
     def reject(self, error: RowError, where: Location) -> None:
         """A row was left out."""
         self.rejected[error.rule] += 1
-        if self._wants is None or self._wants(error.rule, where):
-            self.find(Problem.of(error, where))
+        self.find(Problem.of(error, where))
 
-    def find(self, problem: Problem) -> None:
-        """A row has this finding."""
+    def find(self, problem: Problem) -> bool:
+        """A row has this finding; False if it is left alone."""
+        place = self._ignored and self._ignored(problem.rule, problem.where)
+        if place:
+            self.ignored.add(place)
+            return False
         self.found[problem.rule] += 1
         if self.found[problem.rule] <= LISTED:
             self.problems.append(problem)
+        return True
 
     def note(self, notes: Iterable[Note], where: Location) -> None:
         """A row is used, and this is to be told of it, once for all rows."""
@@ -187,6 +192,7 @@ class Tally:
             listed[problem.rule] += 1
             if listed[problem.rule] <= LISTED:
                 self.problems.append(problem)
+        self.ignored |= later.ignored
         self.rejected.update(later.rejected)
         self.found.update(later.found)
         for key, found in later._notes.items():

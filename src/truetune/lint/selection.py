@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from truetune.data.catalog import BY_CODE, RULES, Rule, Severity
@@ -90,6 +90,23 @@ class Selection:
             if ignore.first <= where.line <= ignore.last and rule in ignore.rules:
                 return ignore
         return None
+
+    def ignoring(self, rule: str, where: Location) -> Location | None:
+        """The line of a sidecar that leaves a finding there alone, if one does."""
+        ignore = self.ignored(rule, where)
+        return ignore.where if ignore else None
+
+    def unused(self, used: Set[Location], *, has_model: bool) -> list[Location]:
+        """The lines of sidecars that left nothing alone, of those whose rules were all held."""
+        return [
+            ignore.where
+            for ignores in self.ignores.values()
+            for ignore in ignores
+            if ignore.where not in used and all(self._is_held(rule, has_model=has_model) for rule in ignore.rules)
+        ]
+
+    def _is_held(self, rule: str, *, has_model: bool) -> bool:
+        return self.holds(rule) and (has_model or RULES[rule].group != "tokens")
 
     def wants(self, rule: str, where: Location) -> bool:
         """True if a finding of the rule there is to be told."""

@@ -89,6 +89,10 @@ def check_rows(
         starts = linted.account.places
         scores = score_rows(lenient, prepared, starts=starts, limit=score, listener=listener)
         report = _with_scores(report, scores)
+    late = (selection.ignoring(problem.rule, problem.where) for problem in report.problems)
+    used = linted.account.tally.ignored | linted.findings.ignored | set(filter(None, late))
+    for place in selection.unused(used, has_model=has_model):
+        listener.warn(f"{place}: it leaves nothing alone; take the line out, or correct it")
     return Checked(selection.of_report(report), linted, (*read, *validation), prepared, scores)
 
 

@@ -69,7 +69,7 @@ def lint_rows(
 ) -> Linted:
     """Holds the rows against the rules of `selection` that need no tokenizer."""
     row_pass = _RowPass(RowPath(config.data), selection, len(training))
-    account, findings, sketches, near, flagged = Account(), Tally(), [], NearIndex(), 0
+    account, findings, sketches, near, flagged = Account(), Tally(selection.ignoring), [], NearIndex(), 0
     stage = "checking rows"
     for chunk in by_chunks(
         row_pass.run, [*training, *validation], formatting=formatting, num_proc=config.data.num_proc
@@ -109,7 +109,7 @@ class _RowPass:
     training: int
 
     def run(self, chunk: Sequence[tuple[int, Record]]) -> _Chunk:
-        account, findings = Account(Tally(self.selection.wants)), Tally()
+        account, findings = (Account(Tally(self.selection.ignoring)), Tally(self.selection.ignoring))
         rows, flagged = [], 0
         for number, record, example in self.path.examples(chunk, account):
             parts = parts_of(example)
@@ -126,21 +126,18 @@ class _RowPass:
 
     def _hold(self, example: Example, parts: tuple[Part, ...], where: Location, findings: Tally) -> bool:
         """Adds the row's findings; True if one is more than a note."""
-        problems = list(self._problems(example, parts, where))
-        for problem in problems:
-            findings.find(problem)
-        return any(self.selection.severities[problem.rule] != "note" for problem in problems)
+        told = [problem for problem in self._problems(example, parts, where) if findings.find(problem)]
+        return any(self.selection.severities[problem.rule] != "note" for problem in told)
 
     def _problems(self, example: Example, parts: tuple[Part, ...], where: Location) -> Iterator[Problem]:
         for rule, look in TEXT_RULES.items():
             if self.selection.holds(rule) and (found := next(look(parts), None)):
                 part, message = found
-                if self.selection.wants(rule, where):
-                    yield Problem.found(rule, message, where, field=part.field)
+                yield Problem.found(rule, message, where, field=part.field)
         if isinstance(example, Conversation) and self._wants(TURN_RULES):
             seen = set()
             for rule, place, message in turn_findings(example):
-                if rule not in seen and self.selection.wants(rule, where):
+                if rule not in seen and self.selection.holds(rule):
                     seen.add(rule)
                     yield Problem.found(rule, message, where, field=place)
 
@@ -161,16 +158,17 @@ class _SetPass:
 
     def run(self, findings: Tally, *, flagged: int) -> tuple[Guideline, ...]:
         """Adds what the set shows; returns the guidelines' figures."""
-        for problem in self._found():
-            if self._selection.wants(problem.rule, problem.where):
-                findings.find(problem)
+        for problem in filter(self._is_held, self._found()):
+            findings.find(problem)
         trained = self.rows.where(~self._is_held_out)
         measured = guidelines(trained, clusters=self._clusters(), flagged=flagged, forms=self._account.formats)
         figures = tuple(each for each in measured if self._is_measured(each.name))
         for problem in out_of_range(figures, self.where(0)):
-            if self._selection.wants(problem.rule, problem.where):
-                findings.find(problem)
+            findings.find(problem)
         return figures
+
+    def _is_held(self, problem: Problem) -> bool:
+        return self._selection.holds(problem.rule)
 
     def _found(self) -> Iterator[Problem]:
         rows, pairs, where = self.rows, self.pairs, self.where

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import check, find_lr, fix, inspect, load, open_run, prepare, train
+    from truetune.api import check, find_lr, fix, inspect, load, open_run, plan, prepare, train
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.errors import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from truetune.inference.generate import TrainedModel
     from truetune.pipeline.find_lr import RangeTest
+    from truetune.pipeline.forecast import Forecast
     from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.train import Run
 
@@ -34,8 +35,11 @@ _HOMES = {
     "TrainedModel": "truetune.inference.generate",
     "PreparedDataset": "truetune.pipeline.prepare",
     "RangeTest": "truetune.pipeline.find_lr",
+    "Forecast": "truetune.pipeline.forecast",
     "Report": "truetune.data.rules",
-    **dict.fromkeys(("check", "find_lr", "fix", "inspect", "load", "open_run", "prepare", "train"), "truetune.api"),
+    **dict.fromkeys(
+        ("check", "find_lr", "fix", "inspect", "load", "open_run", "plan", "prepare", "train"), "truetune.api"
+    ),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
         "truetune.errors",
@@ -48,6 +52,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Forecast",
     "PreparedDataset",
     "RangeTest",
     "Report",
@@ -61,6 +66,7 @@ __all__ = [
     "inspect",
     "load",
     "open_run",
+    "plan",
     "prepare",
     "train",
 ]

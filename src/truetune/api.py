@@ -14,6 +14,7 @@ from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
 from truetune.pipeline.fix import Fixed, fix_rows
+from truetune.pipeline.forecast import Forecast, forecast_run
 from truetune.pipeline.inspect import Inspection, inspect_rows
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting
@@ -65,6 +66,21 @@ def _resume(resume_from_checkpoint: bool | str | Path | None) -> Literal["newest
     if isinstance(resume_from_checkpoint, str | Path):
         return Path(resume_from_checkpoint)
     return "newest" if resume_from_checkpoint else None
+
+
+def plan(
+    config: Config | str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: Data | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Forecast:
+    """What the run that these arguments would train does and takes: steps, memory in bytes, and why each setting."""
+    listener = listener or LogListener()
+    resolved, rows = _config(config, model, data, None, settings, listener)
+    return forecast_run(resolved, rows=rows, formatting=formatting, listener=listener)
 
 
 def find_lr(

@@ -86,6 +86,11 @@ def _parser() -> _Parser:
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
 
+    plan = _command(commands, "plan", "steps, tokens, memory, disk, and why each setting is what it is")
+    _add_settings(plan, takes="config", metavar="RUN.yaml | key=value")
+    _add_model_and_data(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+
     find_lr = _command(commands, "find-lr", "a learning rate for this run, from a short test of many")
     _add_settings(find_lr, takes="config", metavar="RUN.yaml | key=value")
     _add_model_and_data(find_lr)
@@ -162,6 +167,8 @@ def _parser() -> _Parser:
     _add_model_and_data(init)
     init.add_argument("-o", "--output", help="the file to write (default: print it)")
     init.add_argument("--overwrite", action="store_true", help="replace the file")
+
+    _command(commands, "schema", "the JSON Schema of config files, for editors")
 
     doctor = _command(commands, "doctor", "what this machine and its environment can do")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -91,6 +91,29 @@ def _train(options: argparse.Namespace) -> int:
     return _stopped_status(run.stopped_by)
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_forecast, show_json
+    from truetune.pipeline.forecast import forecast_run
+
+    listener = ConsoleListener()
+    try:
+        forecast = forecast_run(_load(options, listener), listener=listener)
+    finally:
+        listener.close()
+    if options.json:
+        show_json(forecast.as_json())
+    else:
+        show_forecast(forecast)
+    return 1 if forecast.fits is False else 0
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from truetune.config.schema import json_schema
+    from truetune.console import show_json
+
+    show_json(json_schema())
+
+
 def _find_lr(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show_json, show_range_test
     from truetune.pipeline.find_lr import find_learning_rate
@@ -392,6 +415,8 @@ def _summary(run: "Run") -> str:
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "demo": _demo,
     "train": _train,
+    "plan": _plan,
+    "schema": _schema,
     "find-lr": _find_lr,
     "verify": _verify,
     "generate": _generate,

@@ -20,6 +20,7 @@ from truetune.listener import StepEvent
 
 if TYPE_CHECKING:
     from truetune.pipeline.find_lr import RangeTest
+    from truetune.pipeline.forecast import Forecast
     from truetune.pipeline.verify import Verification
     from truetune.planning.range_test import Curve
 
@@ -154,6 +155,38 @@ def show_range_test(found: "RangeTest") -> None:
     console.print(f"[bold]{said}[/] ({escape(found.reading.reason)})")
     if found.setting:
         console.print(f"use it: {escape(found.setting)}")
+
+
+def show_forecast(found: "Forecast") -> None:
+    """Steps and tokens, memory by part, disk, and each setting that was left to choose with its reason."""
+    steps, memory, console = found.plan.steps, found.plan.memory, Console(highlight=False, soft_wrap=True)
+    config, counts = found.plan.config, found.counts
+    console.print(
+        f"{steps.total_steps:,} steps, {steps.steps_per_epoch:,} an epoch; the first {steps.warmup_steps:,} warm up"
+    )
+    console.print(
+        f"{steps.effective_batch_size} sequences a step = {config.training.per_device_train_batch_size} per device x "
+        f"{steps.gradient_accumulation_steps} accumulated x {found.processes} processes"
+    )
+    packed = "packed sequences" if found.plan.is_packed else "rows"
+    console.print(
+        f"{len(found.plan.sequences):,} {packed}; {counts['tokens']:,} tokens with validation, "
+        f"{counts['supervised_tokens']:,} learned"
+    )
+    free = "" if found.free_memory is None else f", {_gigabytes(found.free_memory)} free"
+    mark = "  [bold red]does not fit[/]" if found.fits is False else ""
+    console.print(f"peak memory on {found.device}: about {_gigabytes(memory.peak)}{free}{mark}")
+    for name, size in found.parts.items():
+        console.print(f"      {name:<12} {_gigabytes(size)}")
+    console.print(f"disk: at most {_gigabytes(found.plan.disk_bytes)} of checkpoints and weights")
+    for choice in found.plan.choices:
+        console.print(escape(f"{choice.name}: {choice.value} ({choice.reason})"))
+    if found.plan.warning:
+        console.print(f"[yellow]warning:[/] {escape(found.plan.warning)}")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"
 
 
 def show_verification(found: "Verification") -> None:

@@ -296,6 +296,15 @@ class Config(_Section):
     output_dir: Text | None = Field(None, description="the run's directory; null: runs/<data>-<n>")
 
 
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file (draft 2020-12), by which editors complete and check it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Config.model_json_schema(),
+        "title": "truetune's config",
+    }
+
+
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation
     for name, field in Config.model_fields.items()

@@ -24,7 +24,7 @@ from truetune.planning.hyperparameters import (
     learning_rate_warning,
     optimizer,
 )
-from truetune.planning.memory import Workload, estimate, tokens_at_a_time
+from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
 from truetune.training.job import TrainJob
 from truetune.training.schedule import Lengths, Schedule, is_worth_packing, schedule
 
@@ -33,7 +33,8 @@ from truetune.training.schedule import Lengths, Schedule, is_worth_packing, sche
 class RunPlan:
     """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is.
 
-    `disk_bytes` is what checkpoints and trained weights take at most, by estimate.
+    By estimate, `memory` is what the device holds at the peak, `disk_bytes` what checkpoints and trained weights take
+    at most.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class RunPlan:
     steps: Schedule
     choices: tuple[Choice, ...]
     warning: str | None
+    memory: Memory
     disk_bytes: int
 
     @property
@@ -69,11 +71,12 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
     resolved = _resolved(config, choices, machine, is_packed=is_packed)
     rate = float(resolved.training.learning_rate)
     warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
-    return RunPlan(resolved, sequences, steps, choices, warning, _disk_bytes(resolved, machine, steps, work))
+    memory = estimate(machine.shape, work, checkpointing=bool(resolved.training.gradient_checkpointing))
+    return RunPlan(resolved, sequences, steps, choices, warning, memory, _disk_bytes(resolved, steps, memory))
 
 
-def _disk_bytes(config: Config, machine: Machine, steps: Schedule, work: Workload) -> int:
-    saving, memory = config.checkpoints, estimate(machine.shape, work, checkpointing=False)
+def _disk_bytes(config: Config, steps: Schedule, memory: Memory) -> int:
+    saving = config.checkpoints
     checkpoints = checkpoints_at_once(
         saving.save_strategy,
         save_steps=saving.save_steps,

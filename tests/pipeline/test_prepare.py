@@ -291,6 +291,19 @@ def test_check_finds_what_training_would_refuse_and_raises_nothing(tmp_path: Pat
     assert report.rows_kept == 0
 
 
+def test_check_with_a_model_tells_each_finding_once_and_heeds_the_sidecar(tmp_path: Path, tiny_base: Path) -> None:
+    form = "Look at the picture of the old house by the river and say in one word what you think of its colour {0}"
+    rows = [{"instruction": form.format(f"c{n}"), "output": "good" if n % 2 else "bad"} for n in range(150)]
+    rows += [rows[0], {"instruction": "a", "output": ""}, {"instruction": "b", "output": ""}]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.jsonl.ttignore").write_text("152 TT101")
+    report = checked(data, **{"model.name_or_path": str(tiny_base)})
+    lines = {problem.rule: problem.where.line for problem in report.problems if problem.rule != "near-duplicates"}
+    assert {"one-form": 1, "duplicate-rows": 151, "empty-answer": 153}.items() <= lines.items()
+    assert [problem.rule for problem in report.problems].count("duplicate-rows") == 1
+    assert (report.rejected, report.rows_of("empty-answer")) == ({"empty-answer": 2}, 1)
+
+
 def test_from_python_rows_and_lists_of_files_are_checked_alike(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "a.jsonl", [*arithmetic_rows(2), {"foo": 1}])
     for data in (one, [one], [*arithmetic_rows(2), {"foo": 1}]):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from truetune.config.schema import NO_MODEL, Config
-from truetune.data.catalog import RULES
 from truetune.data.rules import Report, Tally
 from truetune.data.sources import SourceFile
 from truetune.errors import ConfigError
@@ -26,6 +25,9 @@ from truetune.pipeline.stages import (
 if TYPE_CHECKING:
     from truetune.pipeline.machine import Machine
     from truetune.pipeline.score import Scores
+
+_TOLD_ROW_BY_ROW = ("duplicate-rows", "leaked-rows", "near-leaked")
+"""What the preparation counts and the linter tells of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +127,14 @@ def _read_report(linted: Linted) -> Report:
 def _with_tokens(prepared: Report, linted: Report) -> Report:
     """What the tokenizer and the template tell of the rows, with what the rows tell by themselves."""
     # Rows that cannot be read fall out in both passes, and the linter's knows which lines are left alone.
-    told = [
-        problem
-        for problem in prepared.problems
-        if RULES[problem.rule].group != "set" and problem.rule not in linted.rejected
-    ]
+    twice = {*_TOLD_ROW_BY_ROW, *linted.rejected}
+    told = [problem for problem in prepared.problems if problem.rule not in twice]
     others = [problem for problem in linted.problems if problem.rule not in {each.rule for each in told}]
+    of_tokens = {rule: count for rule, count in prepared.found.items() if rule not in twice}
     return replace(
         prepared,
         problems=(*told, *others),
-        found={**linted.found, **prepared.found},
+        found={**linted.found, **of_tokens},
         stats={**linted.stats, **prepared.stats},
     )
 

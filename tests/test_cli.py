@@ -63,6 +63,7 @@ def test_every_command_that_is_listed_explains_itself() -> None:
     commands = [
         "demo",
         "train",
+        "plan",
         "find-lr",
         "verify",
         "generate",
@@ -71,6 +72,7 @@ def test_every_command_that_is_listed_explains_itself() -> None:
         "prepare",
         "inspect",
         "init",
+        "schema",
         "doctor",
     ]
     assert {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "} == {

@@ -69,12 +69,11 @@ def _parser() -> _Parser:
     demo.add_argument("--output-dir", help="the run's directory (default: runs/demo-<n>)")
     demo.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
     demo.add_argument("--seed", type=int, default=42, help="of the rows and the training (default: 42)")
-    _add_settings(demo, takes="config", metavar="key=value")
+    _add_words(demo, takes="config", metavar="key=value")
     demo.set_defaults(model=None, data=None)
 
     train = _command(commands, "train", "train a model as a config file, or flags and settings, say")
     _add_settings(train, takes="config", metavar="RUN.yaml | key=value")
-    _add_model_and_data(train)
     train.add_argument("--output-dir", help="the run's directory (default: runs/<data>-<n>)")
     train.add_argument(
         "--resume",
@@ -88,12 +87,10 @@ def _parser() -> _Parser:
 
     plan = _command(commands, "plan", "steps, tokens, memory, disk, and why each setting is what it is")
     _add_settings(plan, takes="config", metavar="RUN.yaml | key=value")
-    _add_model_and_data(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 
     find_lr = _command(commands, "find-lr", "a learning rate for this run, from a short test of many")
     _add_settings(find_lr, takes="config", metavar="RUN.yaml | key=value")
-    _add_model_and_data(find_lr)
     find_lr.add_argument("--steps", type=_positive, help="how many rates to try (default: 40 to 80, by the rows)")
     find_lr.add_argument("--json", action="store_true", help="print the curve and the suggestion as JSON")
 
@@ -121,7 +118,6 @@ def _parser() -> _Parser:
 
     check = _command(commands, "check", "everything that would ruin the run, before it costs anything")
     _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(check)
     check.add_argument("--json", action="store_true", help="print rows, problems and counts as JSON")
     check.add_argument("--sarif", metavar="FILE", help="write the findings as SARIF, for code hosts")
     check.add_argument(
@@ -153,18 +149,15 @@ def _parser() -> _Parser:
 
     prepare = _command(commands, "prepare", "tokens ready for training, kept on disk")
     _add_settings(prepare, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(prepare)
     prepare.add_argument("--json", action="store_true", help="print the report and where the rows lie as JSON")
 
     inspect = _command(commands, "inspect", "what the model reads and what it learns, row by row")
     _add_settings(inspect, takes="data", metavar="DATA | RUN.yaml | key=value")
-    _add_model_and_data(inspect)
     inspect.add_argument("--rows", type=_positive, default=3, help="how many rows to show (default: 3)")
     inspect.add_argument("--json", action="store_true", help="print rows, tokens and labels as JSON")
 
     init = _command(commands, "init", "a complete config for these rows and this model, with reasons")
     _add_settings(init, takes="data", metavar="DATA | key=value")
-    _add_model_and_data(init)
     init.add_argument("-o", "--output", help="the file to write (default: print it)")
     init.add_argument("--overwrite", action="store_true", help="replace the file")
 
@@ -183,13 +176,14 @@ def _command(commands: Any, name: str, help: str) -> _Parser:
 
 
 def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:
-    parser.add_argument("words", nargs="*", metavar=metavar, help="settings win over the file, flags over neither")
-    parser.set_defaults(takes=takes)
-
-
-def _add_model_and_data(parser: _Parser) -> None:
+    _add_words(parser, takes=takes, metavar=metavar)
     parser.add_argument("--model", help="a hub id, a folder, a .gguf file, or demo")
     parser.add_argument("--data", help="a file, a folder, a glob or a hub id")
+
+
+def _add_words(parser: _Parser, *, takes: str, metavar: str) -> None:
+    parser.add_argument("words", nargs="*", metavar=metavar, help="settings win over the file, flags over neither")
+    parser.set_defaults(takes=takes)
 
 
 def _add_trained(parser: _Parser) -> None:

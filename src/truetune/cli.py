@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from truetune.arguments import parse_arguments
 from truetune.environment import set_environment
-from truetune.errors import ConfigError, DataError, TruetuneError
+from truetune.errors import ConfigError, TruetuneError
 
 if TYPE_CHECKING:
     from truetune.config.schema import Config
@@ -76,17 +77,14 @@ def _train(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show
     from truetune.pipeline.train import train_run
 
-    listener = ConsoleListener()
-    resume = _resume(options)
-    config = _load(options, listener)
-    if isinstance(resume, Path) and config.output_dir is None:
-        config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
-    try:
+    with closing(ConsoleListener()) as listener:
+        resume = _resume(options)
+        config = _load(options, listener)
+        if isinstance(resume, Path) and config.output_dir is None:
+            config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
         run = train_run(
             config, resume=resume, overwrite=options.overwrite, dry_run=options.dry_run, listener=listener
         )
-    finally:
-        listener.close()
     show(_summary(run))
     return _stopped_status(run.stopped_by)
 
@@ -95,11 +93,8 @@ def _plan(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show_forecast, show_json
     from truetune.pipeline.forecast import forecast_run
 
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         forecast = forecast_run(_load(options, listener), listener=listener)
-    finally:
-        listener.close()
     if options.json:
         show_json(forecast.as_json())
     else:
@@ -118,11 +113,8 @@ def _find_lr(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show_json, show_range_test
     from truetune.pipeline.find_lr import find_learning_rate
 
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         found = find_learning_rate(_load(options, listener), steps=options.steps, listener=listener)
-    finally:
-        listener.close()
     if options.json:
         show_json(found.as_json())
     else:
@@ -139,13 +131,10 @@ def _verify(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show_json, show_verification
     from truetune.pipeline.verify import verify_run
 
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         found = verify_run(
             options.run_directory, base_model=options.base, proof_steps=options.resume_proof, listener=listener
         )
-    finally:
-        listener.close()
     if options.json:
         show_json(found.as_json())
     else:
@@ -211,14 +200,11 @@ def _check(options: argparse.Namespace) -> int:
         return _fix(options)
     if options.set or options.overwrite:
         raise ConfigError("--set and --overwrite are for --fix", hint="add --fix OUT, the file to write")
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         config = _load(options, listener, model=NO_MODEL)
         checked = check_rows(config, score=options.score, listener=listener)
         if options.html:
             _write_html(checked, config, Path(options.html))
-    finally:
-        listener.close()
     report = checked.report
     if options.json:
         show_json(report.as_json())
@@ -235,12 +221,9 @@ def _fix(options: argparse.Namespace) -> int:
     from truetune.pipeline.fix import fix_rows
 
     values = dict(map(_value, options.set))
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         config = _load(options, listener, model=NO_MODEL)
         fixed = fix_rows(config, options.fix, values=values, overwrite=options.overwrite, listener=listener)
-    finally:
-        listener.close()
     if options.json:
         show_json(fixed.as_json())
     else:
@@ -286,24 +269,19 @@ def _write_html(checked: "Checked", config: "Config", path: Path) -> None:
 
 
 def _write_sarif(report: "Report", path: Path) -> None:
-    from truetune.files import remedy, write_json
+    from truetune.files import named_refusals, write_json
     from truetune.report.sarif import as_sarif
 
-    try:
+    with named_refusals(path):
         write_json(path, as_sarif(report))
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}", hint=remedy(error)) from error
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from truetune.console import ConsoleListener, show, show_json
     from truetune.pipeline.check import prepare, tell_prepared
 
-    listener = ConsoleListener()
-    try:
+    with closing(ConsoleListener()) as listener:
         prepared = prepare(_load(options, listener), listener=listener)
-    finally:
-        listener.close()
     if options.json:
         show_json({**prepared.report.as_json(), "path": str(prepared.folder), "fingerprint": prepared.fingerprint})
         return

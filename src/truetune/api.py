@@ -22,7 +22,7 @@ from truetune.pipeline.train import Run, open_run, train_run
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["check", "find_lr", "fix", "inspect", "load", "open_run", "prepare", "train"]
+__all__ = ["check", "find_lr", "fix", "inspect", "load", "open_run", "plan", "prepare", "train"]
 
 
 def train(

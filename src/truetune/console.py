@@ -112,10 +112,8 @@ def show_report(report: Report) -> None:
 
 def _show_guidelines(console: Console, guidelines: Sequence[Mapping[str, Any]]) -> None:
     for each in guidelines:
-        low, high = each["low"], each["high"]
-        bounds = f"{low:,g} to {high:,g}" if low and high else f"at least {low:g}" if low else f"at most {high:g}"
         mark = "" if each["is_within"] else "  [yellow]outside[/]"
-        console.print(f"{each['name']}: {escape(each['measures'])} {each['value']:,.4g} ({bounds}){mark}")
+        console.print(f"{each['name']}: {escape(each['measures'])} {each['value']:,.4g} ({each['range']}){mark}")
 
 
 def _show_scores(console: Console, score: Mapping[str, Any] | None) -> None:
@@ -176,7 +174,7 @@ def show_forecast(found: "Forecast") -> None:
     free = "" if found.free_memory is None else f", {_gigabytes(found.free_memory)} free"
     mark = "  [bold red]does not fit[/]" if found.fits is False else ""
     console.print(f"peak memory on {found.device}: about {_gigabytes(memory.peak)}{free}{mark}")
-    for name, size in found.parts.items():
+    for name, size in memory.parts.items():
         console.print(f"      {name:<12} {_gigabytes(size)}")
     console.print(f"disk: at most {_gigabytes(found.plan.disk_bytes)} of checkpoints and weights")
     for choice in found.plan.choices:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from truetune.errors import DataError
+
 _REMEDIES = {
     errno.ENOSPC: "make space there, or write elsewhere",
     errno.EDQUOT: "your quota is used up: make space there, or write elsewhere",
@@ -36,6 +38,15 @@ def write_text(path: Path, text: str) -> None:
     """Writes, flushes to the disk, then renames over `path`."""
     with staged_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def named_refusals(path: Path) -> Iterator[None]:
+    """Makes what the disk refuses inside the block a DataError that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}", hint=remedy(error)) from error
 
 
 @contextmanager

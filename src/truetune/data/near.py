@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truetune.data.keys import row_key
+from truetune.data.keys import first_of, row_key
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -222,10 +222,9 @@ def _equal(sets: _Sets) -> tuple[Pairs, Places]:
     every = np.arange(len(sets))
     least = sets.least(every, _PRIMES[:2])
     keys = (least[:, 0] * _PRIMES[2]) ^ least[:, 1] ^ sets.counts.astype(np.uint64)
-    _, firsts, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    first_of = firsts[inverse.reshape(-1)]
-    again = np.flatnonzero(first_of != every)
-    same = _verified(sets, (first_of[again], again))
+    firsts = first_of(keys)
+    again = np.flatnonzero(firsts != every)
+    same = _verified(sets, (firsts[again], again))
     same = same.where(same.similarity >= 1)
     return same, np.setdiff1d(every, same.second)
 

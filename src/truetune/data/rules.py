@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from truetune.data.catalog import RULES, SEVERITIES, Severity
@@ -59,11 +59,11 @@ class Problem:
             "name": self.rule,
             "severity": self.severity,
             "message": self.message,
-            "where": _place(self.where),
+            "where": asdict(self.where),
             "field": self.field,
             "hint": self.hint,
             "rows": self.rows,
-            **({"related": [_place(where) for where in self.related]} if self.related else {}),
+            **({"related": [asdict(where) for where in self.related]} if self.related else {}),
         }
 
     @classmethod
@@ -76,10 +76,6 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.where}, field {self.field}" if self.field else str(self.where)
         return f"{place}: {self.message}"
-
-
-def _place(where: Location) -> dict[str, Any]:
-    return {"path": where.path, "line": where.line, "unit": where.unit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +115,15 @@ class Report:
     def rows_of(self, rule: str) -> int:
         """How many rows the rule found."""
         return self.found.get(rule) or sum(problem.rows for problem in self.problems if problem.rule == rule)
+
+    def joined(self, tally: "Tally", **stats: Any) -> "Report":
+        """The report with further findings of rows, and further counts."""
+        return replace(
+            self,
+            problems=(*self.problems, *tally.problems),
+            found={**self.found, **tally.found},
+            stats={**self.stats, **stats},
+        )
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Report":

@@ -1,13 +1,28 @@
 """Training and validation rows: seeded, the same after a restart, stable when rows are appended, free of leaks."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from truetune.data.keys import row_key
+from truetune.data.keys import first_of, row_key
 from truetune.data.near import Pairs
 from truetune.data.store import Keys, Places
 
 DEFAULT_FRACTION, DEFAULT_CAP, DEFAULT_MINIMUM = 0.1, 1_000, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The places of the rows to train on and of those held out to validate on.
+
+    `pairs` are the near duplicates that were looked for, `of_one_form` the rows that were too many for one side.
+    """
+
+    train: Places
+    held_out: Places
+    pairs: Pairs
+    of_one_form: Places
 
 
 def split_rows(keys: Keys, *, test_size: float | int | None, seed: int) -> NDArray[np.bool_]:
@@ -77,15 +92,11 @@ def near_linked(groups: Keys, pairs: Pairs, *, test_size: float | int | None) ->
     sizes = np.bincount(clusters, minlength=len(groups))[clusters]
     is_large = sizes > max(2.0, validation_fraction(len(groups), test_size) * len(groups) / 2)
     kept = pairs.where(~is_large[pairs.first])
-    _, firsts, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    same = Pairs(firsts[inverse], np.arange(len(groups)), np.ones(len(groups)))
+    same = Pairs(first_of(groups), np.arange(len(groups)), np.ones(len(groups)))
     return groups[kept.joined(same).clusters(len(groups))], np.flatnonzero(is_large)
 
 
 def repeated(keys: Keys) -> tuple[int, int | None]:
     """How many rows equal an earlier one, and the place of the first such row."""
-    _, firsts = np.unique(keys, return_index=True)
-    is_first = np.zeros(len(keys), np.bool_)
-    is_first[firsts] = True
-    again = np.flatnonzero(~is_first)
+    again = np.flatnonzero(first_of(keys) != np.arange(len(keys)))
     return len(again), int(again[0]) if len(again) else None

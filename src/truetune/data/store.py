@@ -106,6 +106,11 @@ class RowWriter:
             each.close()
 
 
+def evenly(rows: int, most: int) -> Places:
+    """At most so many places among `rows` rows, from the first to the last in even steps."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(np.int64))
+
+
 @dataclass(frozen=True, slots=True)
 class TokenArrays:
     """Many rows end to end: row i is input_ids[offsets[i]:offsets[i + 1]]."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.data.examples import Message
+from truetune.data.prefixes import common_length
 from truetune.data.rules import RowError
 from truetune.errors import ConfigError, TemplateError
 
@@ -134,8 +135,7 @@ class Template:
 
     def _shared(self, left: str, right: str) -> str:
         """The beginning that both have, without a piece of a token or tag: `<think>` and `</think>` share nothing."""
-        places = enumerate(zip(left, right, strict=False))
-        length = next((place for place, (a, b) in places if a != b), min(len(left), len(right)))
+        length = common_length(left, right)
         whole = re.compile(f"{self.control_tokens.pattern}|{_TAG}")
         inside = (match.start() for match in whole.finditer(left) if match.start() < length < match.end())
         return left[: next(inside, length)]

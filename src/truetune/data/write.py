@@ -23,7 +23,7 @@ from truetune.data.rules import RowError
 from truetune.data.streams import is_compressed, suffix_of
 from truetune.data.values import require_unicode
 from truetune.errors import ConfigError, DataError
-from truetune.files import remedy, staged_file
+from truetune.files import named_refusals, staged_file
 
 WRITTEN_KINDS = ".jsonl, .json, .csv, .tsv (also .gz) or .parquet"
 
@@ -59,16 +59,14 @@ def row_file(path: Path) -> Iterator[RowFile]:
 
     Raises DataError if the disk refuses.
     """
-    try:
-        with (
-            staged_file(path) as staged,
-            tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8") as waiting,
-            _opened(staged, waiting, path) as rows,
-        ):
-            yield rows
-            rows.finish()
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}", hint=remedy(error)) from error
+    with (
+        named_refusals(path),
+        staged_file(path) as staged,
+        tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8") as waiting,
+        _opened(staged, waiting, path) as rows,
+    ):
+        yield rows
+        rows.finish()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Guideline:
         return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
 
     def as_json(self) -> dict[str, Any]:
-        return {"code": RULES[self.name].code, **asdict(self), "is_within": self.is_within}
+        return {"code": RULES[self.name].code, **asdict(self), "range": self.range, "is_within": self.is_within}
 
     @property
     def range(self) -> str:

@@ -110,7 +110,7 @@ class Selection:
 
     def wants(self, rule: str, where: Location) -> bool:
         """True if a finding of the rule there is to be told."""
-        return rule in self.severities and not (self.ignores and self.ignored(rule, where))
+        return self.holds(rule) and self.ignored(rule, where) is None
 
     def of_report(self, report: Report) -> Report:
         """The report with the findings that are held, each as severe as it is to be."""

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from truetune.data.prefixes import common_length
 from truetune.lint.parts import Finding, Part, Parts
 from truetune.lint.private import personal_data, secrets
 
@@ -19,8 +20,7 @@ def encoding_damage(parts: Parts) -> Iterator[Finding]:
         if "\ufffd" in part.text:
             yield part, f"holds the replacement character U+FFFD: {_around(part.text, part.text.index(chr(0xFFFD)))}"
         elif (mended := mend_encoding(part.text)) != part.text:
-            pairs = enumerate(zip(part.text, mended, strict=False))
-            place = next((place for place, (sign, other) in pairs if sign != other), len(mended))
+            place = common_length(part.text, mended)
             yield part, f"is decoded by the wrong table: {_around(part.text, place)} for {_around(mended, place)}"
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truetune.data.examples import Location
-from truetune.data.near import Pairs, Places
+from truetune.data.keys import first_of
+from truetune.data.near import Pairs
 from truetune.data.rules import Problem
 from truetune.lint.sketch import Sketches
 
@@ -138,7 +139,6 @@ def too_few(rows: int, first: Location) -> Iterator[Problem]:
 
 def _repeats(keys: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
     """Each row whose key an earlier one has, in the rows' order, with the first that has it. A key of 0 is none."""
-    _, firsts, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    first_of: Places = firsts[inverse.reshape(-1)]
-    for row in np.flatnonzero((first_of != np.arange(len(keys))) & (keys != 0)).tolist():
-        yield row, int(first_of[row])
+    firsts = first_of(keys)
+    for row in np.flatnonzero((firsts != np.arange(len(keys))) & (keys != 0)).tolist():
+        yield row, int(firsts[row])

@@ -1,6 +1,5 @@
 """`truetune check` and `truetune prepare`: what becomes of every row, before it costs anything."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from truetune.pipeline.stages import (
     Rows,
     load_data_tokenizer,
     require_sources,
+    rereadable,
     training_files,
     validation_files,
 )
@@ -67,7 +67,7 @@ def check_rows(
     selection = Selection.of(select=rules.select, ignore=rules.ignore, severity=rules.severity)
     policies = {name: "drop" for name in ("invalid_rows", "overlong") if getattr(config.data, name) == "error"}
     lenient = config.model_copy(update={"data": config.data.model_copy(update=policies)})
-    source = _kept(source)
+    source = rereadable(source)
     training = training_files(config.data, listener) if source is None else []
     validation = validation_files(config.data, listener)
     selection = selection.reading([*training, *validation])
@@ -88,8 +88,7 @@ def check_rows(
     if prepared and score and report.rows_kept:
         from truetune.pipeline.score import score_rows
 
-        starts = linted.account.places
-        scores = score_rows(lenient, prepared, starts=starts, limit=score, listener=listener)
+        scores = score_rows(lenient, prepared, account=linted.account, limit=score, listener=listener)
         report = _with_scores(report, scores)
     late = (selection.ignoring(problem.rule, problem.where) for problem in report.problems)
     used = linted.account.tally.ignored | linted.findings.ignored | set(filter(None, late))
@@ -102,26 +101,15 @@ def _with_scores(report: Report, scores: "Scores") -> Report:
     tally = Tally()
     for problem in scores.problems():
         tally.find(problem)
-    return replace(
-        report,
-        problems=(*report.problems, *tally.problems),
-        found={**report.found, **tally.found},
-        stats={**report.stats, "score": scores.as_json()},
-    )
-
-
-def _kept(rows: Rows | None) -> Rows | None:
-    """Rows that can be read twice."""
-    return list(rows) if isinstance(rows, Iterator) else rows
+    return report.joined(tally, score=scores.as_json())
 
 
 def _read_report(linted: Linted) -> Report:
     """What the rows alone tell."""
-    account, found = linted.account, linted.findings
+    account = linted.account
     first = next(iter(account.places.values()), None)
     report = account.report([*form_findings(account, first)] if first else [], **linted.stats())
-    problems = (*report.problems, *found.problems)
-    return replace(report, problems=problems, found={**report.found, **found.found})
+    return report.joined(linted.findings)
 
 
 def _with_tokens(prepared: Report, linted: Report) -> Report:

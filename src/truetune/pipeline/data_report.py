@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from truetune.config.schema import NO_MODEL, Config
-from truetune.data.catalog import RULES, SEVERITIES, Rule
+from truetune.data.catalog import RULES, SEVERITIES
 from truetune.data.examples import IGNORED, Conversation, Example, Location
 from truetune.data.near import Places
 from truetune.data.rules import Problem, Report
 from truetune.data.sources import SourceFile
-from truetune.data.store import StoredRows
-from truetune.errors import DataError
-from truetune.files import remedy, write_text
+from truetune.data.store import StoredRows, evenly
+from truetune.files import named_refusals, write_text
 from truetune.lint.explain import page as rule_page
 from truetune.lint.parts import Part, parts_of
 from truetune.lint.private import without_secrets
@@ -54,10 +53,8 @@ _Key = tuple[int, int]
 def write_data_report(checked: Checked, config: Config, *, path: Path, formatting: Formatting | None = None) -> None:
     """Writes the page. Reads the inputs once more, for the rows that it shows. DataError if it cannot be written."""
     html = render_data_page(data_page(checked, config, formatting=formatting))
-    try:
+    with named_refusals(path):
         write_text(path, html)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}", hint=remedy(error)) from error
 
 
 def data_page(checked: Checked, config: Config, *, formatting: Formatting | None = None) -> DataPage:
@@ -201,15 +198,8 @@ def _findings(report: Report, read: _Read) -> Iterator[RuleFindings]:
         shown = tuple(_finding(problem, read) for problem in problems)
         rule = RULES[name]
         yield RuleFindings(
-            rule, severities[name], report.rows_of(name), problems[0].hint, shown, explanation=_explanation(rule)
+            rule, severities[name], report.rows_of(name), problems[0].hint, shown, explanation=rule_page(rule)
         )
-
-
-def _explanation(rule: Rule) -> str:
-    try:
-        return rule_page(rule)
-    except FileNotFoundError:
-        return ""
 
 
 def _finding(problem: Problem, read: _Read) -> Finding:
@@ -318,8 +308,7 @@ def _row_text(row: int, linted: Linted, read: _Read) -> str:
 
 def _where(row: int, linted: Linted) -> Location:
     assert linted.rows is not None
-    start = linted.account.places[int(linted.rows.file[row])]
-    return replace(start, line=int(linted.rows.line[row]))
+    return linted.account.where(linted.rows.file[row], linted.rows.line[row])
 
 
 def _nth(row: int, linted: Linted) -> int:
@@ -340,7 +329,7 @@ def _spread(checked: Checked) -> Places:
     """Rows from the first to the last in even steps: of the prepared ones with a model, else of those read."""
     prepared, rows = checked.prepared, checked.linted.rows
     count = len(_all_rows(prepared)) if prepared else len(rows) if rows is not None else 0
-    return np.unique(np.linspace(0, count - 1, min(count, _SAMPLES)).astype(np.int64))
+    return evenly(count, _SAMPLES)
 
 
 def _samples(samples: Places, checked: Checked, read: _Read) -> Iterator[ShownRow]:
@@ -368,8 +357,7 @@ def _tokenized_row(prepared: PreparedDataset, linted: Linted, place: int) -> Sho
     """A row as the model reads it, with what it learns of it."""
     stored = _all_rows(prepared)
     tokens = stored[place]
-    start = linted.account.places[int(stored.column("file")[place])]
-    where = replace(start, line=int(stored.column("line")[place]))
+    where = linted.account.where(stored.column("file")[place], stored.column("line")[place])
     about = f"{len(tokens.input_ids):,} tokens, {tokens.supervised:,} learned"
     return _whole(
         str(where),

@@ -7,48 +7,36 @@ import numpy as np
 from truetune.config.schema import DataConfig
 from truetune.data.catalog import RULES
 from truetune.data.examples import Location
-from truetune.data.near import Pairs
 from truetune.data.rules import Problem, Report
-from truetune.data.split import repeated
-from truetune.data.store import Keys, Places, StoredRows
+from truetune.data.split import Split, repeated
+from truetune.data.store import Places, StoredRows
 from truetune.data.templates import Template
 from truetune.errors import DataError
 from truetune.pipeline.stages import Account
 from truetune.pipeline.token_findings import token_findings
 
 
-def find_all(
-    stored: StoredRows,
-    train: Places,
-    held_out: Places,
-    pairs: Pairs,
-    forms: Places,
-    *,
-    account: Account,
-    template: Template,
-) -> Iterator[Problem]:
+def find_all(stored: StoredRows, split: Split, *, account: Account, template: Template) -> Iterator[Problem]:
     """The findings of prepared rows: of their forms, of equal ones, of the template."""
     keys, files, lines = (stored.column(name) for name in ("key", "file", "line"))
     if not len(keys):
         return
 
     def where(row: int) -> Location:
-        start = account.places[int(files[row])]
-        return Location(start.path, int(lines[row]), start.unit)
+        return account.where(files[row], lines[row])
 
     yield from form_findings(account, where(0))
     again, first = repeated(keys)
     if first is not None:
         yield repeated_rows(again, where(first))
-    leaked = np.isin(keys[held_out], keys[np.unique(train)])
-    if leaked.any():
-        row = int(held_out[int(np.argmax(leaked))])
-        message = f"validation rows are training rows too: {int(leaked.sum())}"
-        yield Problem.found("leaked-rows", message, where(row), rows=int(leaked.sum()))
-    if (near := _near_leaks(pairs, keys, train, held_out)).size:
+    is_leaked = np.isin(keys[split.held_out], keys[np.unique(split.train)])
+    if (leaked := split.held_out[is_leaked]).size:
+        message = f"validation rows are training rows too: {len(leaked)}"
+        yield Problem.found("leaked-rows", message, where(int(leaked[0])), rows=len(leaked))
+    if near := _near_training(split, split.held_out[~is_leaked], len(keys)):
         message = f"validation rows are nearly training rows: {len(near)}"
-        yield Problem.found("near-leaked", message, where(int(near[0])), rows=len(near))
-    if forms.size:
+        yield Problem.found("near-leaked", message, where(near[0]), rows=len(near))
+    if (forms := split.of_one_form).size:
         message = (
             f"rows differ in a few words from many others: {len(forms)}; too many for one side of the split, so only "
             "equal ones of them share one, and the validation loss flatters them"
@@ -58,11 +46,10 @@ def find_all(
     yield from _template_findings(account, template, where(0))
 
 
-def _near_leaks(pairs: Pairs, keys: Keys, train: Places, held_out: Places) -> Places:
-    """The validation rows with a training row that is nearly, and not wholly, the same."""
-    nearest = pairs.nearest(np.isin(np.arange(len(keys)), train)) if len(pairs) else {}
-    exact = np.isin(keys[held_out], keys[np.unique(train)])
-    return np.array([row for row in held_out[~exact].tolist() if row in nearest], np.int64)
+def _near_training(split: Split, held_out: Places, rows: int) -> list[int]:
+    """Those of the validation rows that a training row, of so many rows in all, is nearly the same as."""
+    nearest = split.pairs.nearest(np.isin(np.arange(rows), split.train)) if len(split.pairs) else {}
+    return [row for row in held_out.tolist() if row in nearest]
 
 
 def _template_findings(account: Account, template: Template, where: Location) -> Iterator[Problem]:

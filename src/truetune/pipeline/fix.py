@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from truetune.config.schema import Config, DataConfig
 from truetune.data.catalog import RULES
 from truetune.data.examples import Example, Location, Record
 from truetune.data.formats import parse_example
+from truetune.data.prefixes import common_length
 from truetune.data.rules import Problem, RowError
 from truetune.data.sources import CHANGES, SourceFile
 from truetune.data.write import RowFile, require_writable, row_file
@@ -237,15 +238,12 @@ class _Fixing:
 
 
 def _named(where: Location, rule: str) -> dict[str, Any]:
-    place = {"path": where.path, "line": where.line, "unit": where.unit}
-    return {"where": place, "code": RULES[rule].code, "name": rule}
+    return {"where": asdict(where), "code": RULES[rule].code, "name": rule}
 
 
 def _shown(change: Change) -> dict[str, str]:
     """The change with so much of its texts as shows it: from a little before the first letter that differs."""
-    pairs = enumerate(zip(change.before, change.after, strict=False))
-    first = next((place for place, (old, new) in pairs if old != new), min(len(change.before), len(change.after)))
-    start = max(0, first - _BEFORE)
+    start = max(0, common_length(change.before, change.after) - _BEFORE)
     return {
         "field": change.field,
         "before": _cut(change.before, start),

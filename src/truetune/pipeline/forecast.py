@@ -30,16 +30,8 @@ class Forecast:
         """Whether the estimated peak fits what is free; None where that is not known."""
         return None if self.free_memory is None else self.plan.memory.peak <= self.free_memory
 
-    @property
-    def parts(self) -> dict[str, int]:
-        """The bytes of each part at the peak; of logits and one layer's gradients the larger counts."""
-        parts = asdict(self.plan.memory)
-        larger = max("logits", "backward", key=parts.__getitem__)
-        smaller = "backward" if larger == "logits" else "logits"
-        return {name: size for name, size in parts.items() if name != smaller}
-
     def as_json(self) -> dict[str, Any]:
-        steps = self.plan.steps
+        steps, memory = self.plan.steps, self.plan.memory
         return {
             "total_steps": steps.total_steps,
             "steps_per_epoch": steps.steps_per_epoch,
@@ -50,7 +42,7 @@ class Forecast:
             "tokens": self.counts["tokens"],
             "supervised_tokens": self.counts["supervised_tokens"],
             "device": self.device,
-            "memory": {"peak_bytes": self.plan.memory.peak, "parts": self.parts, "free_bytes": self.free_memory},
+            "memory": {"peak_bytes": memory.peak, "parts": memory.parts, "free_bytes": self.free_memory},
             "fits": self.fits,
             "seconds": None,
             "disk_bytes": self.plan.disk_bytes,

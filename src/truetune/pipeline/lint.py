@@ -1,7 +1,8 @@
 """The rules on rows as they stand and on all of them together, in one pass that memory hardly grows with."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,21 +70,19 @@ def lint_rows(
 ) -> Linted:
     """Holds the rows against the rules of `selection` that need no tokenizer."""
     row_pass = _RowPass(RowPath(config.data), selection, len(training))
-    account, findings, sketches, near, flagged = Account(), Tally(selection.ignoring), [], NearIndex(), 0
-    stage = "checking rows"
-    for chunk in by_chunks(
-        row_pass.run, [*training, *validation], formatting=formatting, num_proc=config.data.num_proc
-    ):
-        account.add(chunk.account)
-        findings.add(chunk.findings)
-        sketches.append(chunk.sketches)
-        flagged += chunk.flagged
-        if chunk.near:
-            near.add(chunk.near)
-        listener.progress(stage, account.rows_read, None)
-    listener.progress(stage, account.rows_read, account.rows_read)
-    pairs = near.pairs()
-    near.close()
+    account, findings, sketches, flagged = Account(), Tally(selection.ignoring), [], 0
+    stage, inputs = "checking rows", [*training, *validation]
+    with closing(NearIndex()) as near:
+        for chunk in by_chunks(row_pass.run, inputs, formatting=formatting, num_proc=config.data.num_proc):
+            account.add(chunk.account)
+            findings.add(chunk.findings)
+            sketches.append(chunk.sketches)
+            flagged += chunk.flagged
+            if chunk.near:
+                near.add(chunk.near)
+            listener.progress(stage, account.rows_read, None)
+        listener.progress(stage, account.rows_read, account.rows_read)
+        pairs = near.pairs()
     if not account.rows_kept:
         return Linted(account, findings, None, None, ())
     rows = Sketches.joined(sketches)
@@ -109,7 +108,7 @@ class _RowPass:
     training: int
 
     def run(self, chunk: Sequence[tuple[int, Record]]) -> _Chunk:
-        account, findings = (Account(Tally(self.selection.ignoring)), Tally(self.selection.ignoring))
+        account, findings = Account(Tally(self.selection.ignoring)), Tally(self.selection.ignoring)
         rows, flagged = [], 0
         for number, record, example in self.path.examples(chunk, account):
             parts = parts_of(example)
@@ -153,8 +152,7 @@ class _SetPass:
         self._is_held_out = rows.file >= training
 
     def where(self, row: int) -> Location:
-        start = self._account.places[int(self.rows.file[row])]
-        return replace(start, line=int(self.rows.line[row]))
+        return self._account.where(self.rows.file[row], self.rows.line[row])
 
     def run(self, findings: Tally, *, flagged: int) -> tuple[Guideline, ...]:
         """Adds what the set shows; returns the guidelines' figures."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from truetune.data.keys import row_key
 from truetune.data.near import NearIndex, Pairs, Shingles
 from truetune.data.rules import Report
 from truetune.data.sources import SourceFile
-from truetune.data.split import linked, near_linked, place, split_rows
+from truetune.data.split import Split, linked, near_linked, place, split_rows
 from truetune.data.store import ROW_FILES, Places, RowWriter, StoredRow, StoredRows, row_batch
 from truetune.data.templates import Template
 from truetune.files import write_json
@@ -154,7 +155,6 @@ class _Preparation:
         self.formatting = formatting
         self.listener = listener
         self.account = Account()
-        self.forms: Places = np.empty(0, np.int64)
         self._path = RowPath(config.data, template, max_length=max_length)
 
     def run(self, source: Rows | None) -> PreparedDataset:
@@ -181,13 +181,13 @@ class _Preparation:
     def write(self, folder: Path, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> None:
         content, pairs = self._write_rows(folder, [*inputs, *validation])
         stored = StoredRows.open(folder)
-        train, held_out = self._split(stored, inputs, pairs, has_validation=bool(validation))
-        np.save(folder / "train.npy", train)
-        np.save(folder / "validation.npy", held_out)
-        for places in (train, held_out):
+        split = self._split(stored, inputs, pairs, has_validation=bool(validation))
+        np.save(folder / "train.npy", split.train)
+        np.save(folder / "validation.npy", split.held_out)
+        for places in (split.train, split.held_out):
             content.update(places.tobytes())
         document = {
-            "report": self._report(stored, train, held_out, pairs).as_json(),
+            "report": self._report(stored, split).as_json(),
             "fingerprint": content.hexdigest(),
             "first_learned": self.account.first_learned,
         }
@@ -195,8 +195,7 @@ class _Preparation:
 
     def _write_rows(self, folder: Path, inputs: Sequence[SourceFile | Rows]) -> tuple[Any, Pairs]:
         content, stage, account = hashlib.sha256(), "preparing rows", self.account
-        writer, near = RowWriter(folder), NearIndex()
-        try:
+        with closing(RowWriter(folder)) as writer, closing(NearIndex()) as near:
             for batch, of_chunk, sketch in by_chunks(
                 self._batch, inputs, formatting=self.formatting, num_proc=self.config.data.num_proc
             ):
@@ -206,9 +205,6 @@ class _Preparation:
                     near.add(sketch)
                 self.listener.progress(stage, account.rows_read, None)
             pairs = near.pairs()
-        finally:
-            writer.close()
-            near.close()
         self.listener.progress(stage, account.rows_read, account.rows_read)
         return content, pairs
 
@@ -240,28 +236,28 @@ class _Preparation:
 
     def _split(
         self, stored: StoredRows, inputs: Sequence[SourceFile | Rows], pairs: Pairs, *, has_validation: bool
-    ) -> tuple[Places, Places]:
-        """The places of the rows to train on, as often as their file's weight says, and of those to validate on."""
+    ) -> Split:
+        """The rows to train on, as often as their file's weight says, and those to validate on."""
         files, keys = stored.column("file"), stored.column("key")
-        is_held_out = files >= len(inputs)
+        is_held_out, of_one_form = files >= len(inputs), np.empty(0, np.int64)
         if not has_validation and len(keys):
             groups = linked(keys, stored.column("group")) if self.config.data.group_by else keys
-            groups, self.forms = near_linked(groups, pairs, test_size=self._test_size())
+            groups, of_one_form = near_linked(groups, pairs, test_size=self._test_size())
             is_held_out = split_rows(groups, test_size=self._test_size(), seed=self.config.training.seed)
         weights = np.array([getattr(source, "weight", 1.0) for source in inputs] or [1.0])
         train = _weighted(np.flatnonzero(~is_held_out), files, keys, weights, self.config.training.seed)
-        return train, np.flatnonzero(is_held_out)
+        return Split(train, np.flatnonzero(is_held_out), pairs, of_one_form)
 
     def _test_size(self) -> float | int | None:
         wants_none = self.config.evaluation.eval_strategy == "no" and self.config.data.test_size is None
         return 0 if wants_none else self.config.data.test_size
 
-    def _report(self, stored: StoredRows, train: Places, held_out: Places, pairs: Pairs) -> Report:
+    def _report(self, stored: StoredRows, split: Split) -> Report:
         account = self.account
         return account.report(
-            find_all(stored, train, held_out, pairs, self.forms, account=account, template=self.template),
-            train_rows=len(train),
-            validation_rows=len(held_out),
+            find_all(stored, split, account=account, template=self.template),
+            train_rows=len(split.train),
+            validation_rows=len(split.held_out),
             tokens=account.tokens,
             supervised_tokens=account.supervised_tokens,
             max_length=self.max_length,

@@ -1,7 +1,7 @@
 """`truetune check --score`: how surprising each row's answers are to the base model, before it has learned any."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from truetune.config.schema import Config
 from truetune.data.examples import IGNORED, Location
 from truetune.data.rules import Problem
-from truetune.data.store import Places
+from truetune.data.store import evenly
 from truetune.inference.score import row_losses
 from truetune.listener import Listener
 from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
 from truetune.model.load import ModelOptions, load_model, read_facts
 from truetune.model.source import resolve_model
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.stages import Account
 
 SHOWN = 10
 """Rows at each end that the report names."""
@@ -81,17 +82,17 @@ class Scores:
 
 
 def score_rows(
-    config: Config, prepared: PreparedDataset, *, starts: Mapping[int, Location], limit: int, listener: Listener
+    config: Config, prepared: PreparedDataset, *, account: Account, limit: int, listener: Listener
 ) -> Scores:
     """Loads the base model and reads up to `limit` rows with it, spread evenly over all that are prepared.
 
-    `starts` is where each input's rows begin, by its number.
+    `account` knows the inputs' places.
     """
     every = prepared.train.select(np.unique(np.concatenate([prepared.train.places, prepared.validation.places])))
-    chosen = every.select(every.places[_spread(len(every), limit)])
+    chosen = every.select(every.places[evenly(len(every), limit)])
     listener.say(f"scoring {len(chosen):,} of {len(every):,} rows with {config.model.name_or_path}")
     files, lines = chosen.column("file"), chosen.column("line")
-    places = [replace(starts[int(files[place])], line=int(lines[place])) for place in chosen.places]
+    places = [account.where(files[place], lines[place]) for place in chosen.places]
     scored = []
     for done, (where, row, loss) in enumerate(
         zip(places, chosen, row_losses(_base(config), chosen), strict=True), start=1
@@ -99,10 +100,6 @@ def score_rows(
         scored.append(RowScore(where, loss, len(row.labels) - row.labels.count(IGNORED)))
         listener.progress("scoring rows", done, len(chosen))
     return Scores(tuple(sorted(scored, key=lambda score: -score.loss)), len(every))
-
-
-def _spread(rows: int, limit: int) -> Places:
-    return np.unique(np.linspace(0, rows - 1, min(rows, limit)).astype(np.int64))
 
 
 def _base(config: Config) -> Any:

@@ -128,6 +128,11 @@ def sources(data: DataConfig) -> list[Source]:
     ]
 
 
+def rereadable(rows: Rows | None) -> Rows | None:
+    """The rows, a list of them if they would end with their first use."""
+    return list(rows) if rows is not None and iter(rows) is rows else rows
+
+
 def shaped_records(source: str | Path | SourceFile | Rows, formatting: Formatting | None) -> Iterator[Record]:
     """The rows of `source` after the user's own function: text, prompt + completion, or messages."""
     for record in read_records(source):
@@ -199,6 +204,10 @@ class Account:
         self.places.setdefault(number, where)
         if notes:
             self.tally.note(notes, where)
+
+    def where(self, file: int, line: int) -> Location:
+        """The place of a row: the number of its input, and its line there."""
+        return replace(self.places[int(file)], line=int(line))
 
     def report(self, findings: Iterable[Problem] = (), **stats: Any) -> Report:
         """What became of all rows, with `findings` that no single row shows, and further counts."""

@@ -23,7 +23,7 @@ from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.resume import Resume, identity, require_same_run, tell_roundings, where_to_resume
-from truetune.pipeline.stages import Formatting, Rows, require_rows, shaped_records, training_files
+from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable, shaped_records, training_files
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import RunDirectory, next_directory, now, public
 from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
@@ -96,8 +96,7 @@ def train_run(
             config = keep_decisions(config, load_config(directory.config).config)
         machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
         config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
-        # A generator ends with its first use.
-        source = list(rows) if rows is not None and iter(rows) is rows else rows
+        source = rereadable(rows)
         prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
         training = _Training(config, directory, machine, prepared, resume_from, listener)
         training.tell_plan()

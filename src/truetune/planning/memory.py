@@ -4,7 +4,7 @@ What is kept for the backward pass was counted on Llama, Qwen and Gemma with tor
 tests/planning/test_memory.py holds the estimate within a quarter of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from truetune.model.shape import ModelShape
@@ -73,9 +73,15 @@ class Memory:
     libraries: int = _LIBRARIES
 
     @property
+    def parts(self) -> dict[str, int]:
+        """What stands at the peak: all but the smaller of `logits` and `backward`."""
+        parts = asdict(self)
+        del parts["backward" if self.logits >= self.backward else "logits"]
+        return parts
+
+    @property
     def peak(self) -> int:
-        kept = self.weights + self.trained + self.casts + self.optimizer + self.activations + self.libraries
-        return kept + max(self.logits, self.backward)
+        return sum(self.parts.values())
 
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memory:

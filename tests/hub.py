@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ class Repository:
     def commit(self, revision: str) -> str | None:
         """The commit that a branch, tag or commit stands for."""
         commits = {
-            name: _digest(repr((name, sorted(files.items()))).encode()) for name, files in self.revisions.items()
+            name: _digest(repr((name, sorted((path, _digest(data)) for path, data in files.items()))).encode())
+            for name, files in self.revisions.items()
         }
         return commits.get(revision) or (revision if revision in commits.values() else None)
 
@@ -39,10 +41,11 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What it serves, by kind and name, and what it was asked for."""
+    """What it serves, by kind and name, what it was asked for, and how many bytes of each file it has sent."""
 
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
     endpoint: str = ""
 
     def add(self, name: str, files: Mapping[str, str | bytes], *, kind: str = "datasets", **settings: Any) -> None:
@@ -127,11 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         headers = {"ETag": f'"{_digest(data)}"', "X-Repo-Commit": str(repository.commit(revision))}
-        start = re.fullmatch(r"bytes=(\d+)-.*", self.headers.get("Range", ""))
-        part = data[int(start[1]) :] if start else data
-        if start:
-            headers["Content-Range"] = f"bytes {start[1]}-{len(data) - 1}/{len(data)}"
-        self._send(206 if start else 200, part, headers)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))) if asked else (0, len(data))
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        self.hub.sent[name] += end - start if self.command == "GET" else 0
+        self._send(206 if asked else 200, data[start:end], headers)
 
     def _send_json(self, document: Any) -> None:
         self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})

@@ -72,7 +72,9 @@ def test_every_command_that_is_listed_explains_itself() -> None:
         "prepare",
         "inspect",
         "init",
+        "import",
         "schema",
+        "models",
         "doctor",
     ]
     assert {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "} == {
@@ -271,11 +273,16 @@ def test_init_writes_a_config_with_reasons_that_trains(tiny_base: Path, rows: Pa
     assert done.returncode == 0, done.stderr
 
 
-def test_doctor_reports_versions_and_precision() -> None:
+def test_doctor_reports_versions_and_precision_and_nothing_is_wrong_here() -> None:
     done = truetune("doctor", "--json")
-    facts = json.loads(done.stdout)["facts"]
-    assert facts["trl"]
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report["problems"]
+    facts, libraries = report["facts"], {each["name"]: each for each in report["libraries"]}
+    assert facts["trl"] == libraries["trl"]["installed"]
     assert facts["precision"] in ("bf16", "fp32", "fp16")
+    assert int(facts["threads"]) <= int(facts["usable_threads"])
+    assert float(facts["fp32 matmul"].split()[0].replace(",", "")) > 1
+    assert {each["severity"] for each in report["problems"]} <= {"note"}
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(tiny_base: Path, rows: Path, tmp_path: Path) -> None:

@@ -96,24 +96,6 @@ def test_sleeping_threads_are_not_warned_of_and_the_run_says_how_it_computes(
     assert "thread" in threads()
 
 
-def test_doctor_names_threads_that_spin_or_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from truetune.pipeline import doctor
-
-    monkeypatch.setattr(doctor, "_speeds", lambda _: {})
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(doctor, "usable_threads", lambda: 2)
-    found = doctor.diagnose()
-    assert (found.facts["threads"], found.facts["wait_policy"]) == ("4", "ACTIVE")
-    assert any("OMP_WAIT_POLICY is ACTIVE" in problem for problem in found.problems)
-    assert "4 threads compute and 2 can run at once: set OMP_NUM_THREADS=2" in found.problems
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert not [problem for problem in doctor.diagnose().problems if "OMP" in problem]
-
-
 # --- control groups ---------------------------------------------------------------------------------------
 
 

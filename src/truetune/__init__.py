@@ -12,7 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import check, find_lr, fix, inspect, load, open_run, plan, prepare, train
+    from truetune.api import (
+        check,
+        find_lr,
+        fix,
+        import_config,
+        inspect,
+        load,
+        open_run,
+        plan,
+        prepare,
+        train,
+    )
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.errors import (
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
         TruetuneError,
     )
     from truetune.inference.generate import TrainedModel
+    from truetune.migrate.importer import Imported
     from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.forecast import Forecast
     from truetune.pipeline.prepare import PreparedDataset
@@ -37,8 +49,10 @@ _HOMES = {
     "RangeTest": "truetune.pipeline.find_lr",
     "Forecast": "truetune.pipeline.forecast",
     "Report": "truetune.data.rules",
+    "Imported": "truetune.migrate.importer",
     **dict.fromkeys(
-        ("check", "find_lr", "fix", "inspect", "load", "open_run", "plan", "prepare", "train"), "truetune.api"
+        ("check", "find_lr", "fix", "import_config", "inspect", "load", "open_run", "plan", "prepare", "train"),
+        "truetune.api",
     ),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
@@ -53,6 +67,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Forecast",
+    "Imported",
     "PreparedDataset",
     "RangeTest",
     "Report",
@@ -63,6 +78,7 @@ __all__ = [
     "check",
     "find_lr",
     "fix",
+    "import_config",
     "inspect",
     "load",
     "open_run",

@@ -10,6 +10,7 @@ from truetune.data.rules import Report
 from truetune.errors import ConfigError
 from truetune.inference.generate import TrainedModel, load_trained
 from truetune.listener import Listener, LogListener
+from truetune.migrate.importer import Imported, import_file
 from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
@@ -22,7 +23,7 @@ from truetune.pipeline.train import Run, open_run, train_run
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["check", "find_lr", "fix", "inspect", "load", "open_run", "plan", "prepare", "train"]
+__all__ = ["check", "find_lr", "fix", "import_config", "inspect", "load", "open_run", "plan", "prepare", "train"]
 
 
 def train(
@@ -74,13 +75,30 @@ def plan(
     model: str | None = None,
     data: Data | None = None,
     formatting: Formatting | None = None,
+    device: str | None = None,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    probe: bool = False,
+    price_per_hour: float | None = None,
     listener: Listener | None = None,
     **settings: Any,
 ) -> Forecast:
-    """What the run that these arguments would train does and takes: steps, memory in bytes, and why each setting."""
+    """What the run that these arguments would train does and takes: steps, memory in bytes, seconds, and why each setting.
+
+    For this machine, or for another `device` ("RTX 4090", "h100:8", used in `parallel`); a `probe` trains some steps
+    here and plans by what they took. `price_per_hour`, of the whole machine, tells the cost.
+    """
     listener = listener or LogListener()
     resolved, rows = _config(config, model, data, None, settings, listener)
-    return forecast_run(resolved, rows=rows, formatting=formatting, listener=listener)
+    return forecast_run(
+        resolved,
+        rows=rows,
+        formatting=formatting,
+        device=device,
+        parallel=parallel,
+        probe=probe,
+        price_per_hour=price_per_hour,
+        listener=listener,
+    )
 
 
 def find_lr(
@@ -167,6 +185,15 @@ def prepare(
     """
     resolved, rows = _config(config, model, data, None, settings, listener or LogListener())
     return prepare_data(resolved, source=rows, formatting=formatting, listener=listener)
+
+
+def import_config(path: str | Path, *, tool: str | None = None) -> Imported:
+    """Another tool's config file, or a training script (which is read, not run), in truetune's words.
+
+    `tool` is axolotl, llamafactory, trl, unsloth, litgpt or script, where the file's keys do not tell. The result's
+    `translation.settings` is a config: `truetune.train(dict(imported.translation.settings))`. Raises ConfigError.
+    """
+    return import_file(path, tool=tool)
 
 
 def load(

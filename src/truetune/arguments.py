@@ -85,8 +85,18 @@ def _parser() -> _Parser:
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
 
-    plan = _command(commands, "plan", "steps, tokens, memory, disk, and why each setting is what it is")
+    plan = _command(commands, "plan", "steps, tokens, memory, time, disk, and why each setting is what it is")
     _add_settings(plan, takes="config", metavar="RUN.yaml | key=value")
+    plan.add_argument("--device", metavar="DEVICE", help='plan for another machine: "RTX 4090", h100:8')
+    plan.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="of several devices: each holds everything (ddp, the default), or its share (fsdp)",
+    )
+    plan.add_argument("--probe", action="store_true", help="train a few real steps here, and plan by what they took")
+    plan.add_argument("--fit", action="store_true", help="write what makes the run fit into RUN.yaml")
+    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of the whole machine: tells the cost")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 
     find_lr = _command(commands, "find-lr", "a learning rate for this run, from a short test of many")
@@ -161,7 +171,24 @@ def _parser() -> _Parser:
     init.add_argument("-o", "--output", help="the file to write (default: print it)")
     init.add_argument("--overwrite", action="store_true", help="replace the file")
 
+    imported = _command(commands, "import", "another tool's config, or a training script, as a run.yaml")
+    imported.add_argument("file", metavar="FILE", help="a .yaml or .json of another tool, or a .py, which is not run")
+    imported.add_argument(
+        "--from",
+        dest="tool",
+        metavar="TOOL",
+        help="whose it is: axolotl, llamafactory, trl, unsloth, litgpt, script (default: told from its keys)",
+    )
+    imported.add_argument("-o", "--output", help="the file to write (default: print it)")
+    imported.add_argument("--overwrite", action="store_true", help="replace the file")
+    imported.add_argument("--json", action="store_true", help="print what became of each key as JSON")
+
     _command(commands, "schema", "the JSON Schema of config files, for editors")
+
+    models = _command(commands, "models", "the models on this machine; of one, what it needs and what is unusual")
+    models.add_argument("name", nargs="?", metavar="NAME", help="a hub id, a folder, a .gguf file, or demo")
+    models.add_argument("--json", action="store_true", help="print what was found as JSON")
+    models.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with NAME")
 
     doctor = _command(commands, "doctor", "what this machine and its environment can do")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -75,11 +75,13 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from truetune.console import ConsoleListener, show
-    from truetune.pipeline.train import train_run
 
     with closing(ConsoleListener()) as listener:
         resume = _resume(options)
         config = _load(options, listener)
+        # Only now: half a second of imports, which no wrong config has to wait for.
+        from truetune.pipeline.train import train_run
+
         if isinstance(resume, Path) and config.output_dir is None:
             config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
         run = train_run(
@@ -90,16 +92,52 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_forecast, show_json
-    from truetune.pipeline.forecast import forecast_run
+    from truetune.console import ConsoleListener, show_forecast, show_json, show_outline
 
     with closing(ConsoleListener()) as listener:
-        forecast = forecast_run(_load(options, listener), listener=listener)
-    if options.json:
-        show_json(forecast.as_json())
+        config = _load(options, listener, required=())
+        if config.data.path is None:
+            found = _outline(options, config, listener)
+            show_json(found.as_json()) if options.json else show_outline(found)
+        else:
+            found = _forecast(options, config, listener)
+            show_json(found.as_json()) if options.json else show_forecast(found)
+        if options.fit and found.changes:
+            _write_changes(options, found, listener)
+    return 1 if found.fits is False and not (options.fit and found.changes) else 0
+
+
+def _outline(options: argparse.Namespace, config: "Config", listener: Any) -> Any:
+    if options.probe or options.price_per_hour is not None:
+        raise ConfigError("--probe and --price-per-hour need rows", hint="name them: --data DATA")
+    from truetune.pipeline.forecast import forecast_model
+
+    return forecast_model(config, device=options.device, parallel=options.parallel, listener=listener)
+
+
+def _forecast(options: argparse.Namespace, config: "Config", listener: Any) -> Any:
+    from truetune.pipeline.forecast import forecast_run
+
+    return forecast_run(
+        config,
+        device=options.device,
+        parallel=options.parallel,
+        probe=options.probe,
+        price_per_hour=options.price_per_hour,
+        listener=listener,
+    )
+
+
+def _write_changes(options: argparse.Namespace, found: Any, listener: Any) -> None:
+    """What makes the run fit, in its file; without one, as it is written on a command line."""
+    from truetune.pipeline.fitting import settings_of, write_settings
+
+    settings = settings_of(found.changes)
+    if options.config:
+        write_settings(Path(options.config), settings)
+        listener.say(f"{options.config}: written, with {', '.join(settings)}")
     else:
-        show_forecast(forecast)
-    return 1 if forecast.fits is False else 0
+        listener.say(f"fits with: {' '.join(f'{name}={value}' for name, value in settings.items())}")
 
 
 def _schema(_: argparse.Namespace) -> None:
@@ -306,26 +344,61 @@ def _init(options: argparse.Namespace) -> None:
         show(text.rstrip("\n"))
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    from truetune.console import show, show_json, show_pairs
-    from truetune.pipeline.doctor import diagnose
+def _import(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.files import named_refusals, write_text
+    from truetune.migrate.importer import import_file
 
-    diagnosis = diagnose()
+    target = options.output and Path(options.output)
+    if target and target.exists() and not options.overwrite:
+        raise ConfigError(f"{target} already exists", hint="choose another name with -o, or add --overwrite")
+    imported = import_file(options.file, tool=options.tool)
+    if target:
+        with named_refusals(target):
+            write_text(target, imported.as_yaml())
+    if options.json:
+        show_json({**imported.as_json(), "path": target and str(target)})
+        return
+    with closing(ConsoleListener()) as listener:
+        for line in imported.told():
+            listener.say(line)
+    show(f"wrote {target}; next: truetune plan {target}" if target else imported.as_yaml().rstrip("\n"))
+
+
+def _models(options: argparse.Namespace) -> None:
+    from truetune.console import show_json, show_model, show_models
+    from truetune.pipeline.models import describe_model, list_models
+
+    if options.name:
+        described = describe_model(options.name, trust_remote_code=options.trust_remote_code)
+        show_json(described.as_json()) if options.json else show_model(described)
+        return
+    models = list_models(Path.cwd())
+    if options.json:
+        show_json({"models": [model.as_json() for model in models]})
+    else:
+        show_models(models)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_doctor, show_json
+    from truetune.pipeline.doctor.diagnosis import diagnose
+
+    with closing(ConsoleListener()) as listener:
+        diagnosis = diagnose(listener)
     if options.json:
         show_json(diagnosis.as_json())
     else:
-        show_pairs(diagnosis.facts)
-        for problem in diagnosis.problems:
-            show(f"problem: {problem}")
-        if not diagnosis.problems:
-            show("no problems found")
-    return 1 if diagnosis.problems else 0
+        show_doctor(diagnosis)
+    return 0 if diagnosis.is_well else 1
 
 
 # --- from options to values -------------------------------------------------------------------------------
 
 
-def _load(options: argparse.Namespace, listener: Any, *, model: str | None = None) -> "Config":
+def _load(
+    options: argparse.Namespace, listener: Any, *, model: str | None = None, required: Sequence[str] = ("data.path",)
+) -> "Config":
     """The config of the file, the flags and the key=value settings; old names are told once.
 
     `model` stands in where none is named.
@@ -343,7 +416,7 @@ def _load(options: argparse.Namespace, listener: Any, *, model: str | None = Non
         options.config,
         settings=given,
         overrides=options.settings,
-        required=["data.path"],
+        required=required,
         defaults={"model.name_or_path": model} if model else {},
     )
     for notice in loaded.notices:
@@ -403,6 +476,8 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "prepare": _prepare,
     "inspect": _inspect,
     "init": _init,
+    "import": _import,
+    "models": _models,
     "doctor": _doctor,
 }
 

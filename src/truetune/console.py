@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +12,30 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from truetune.data.rules import Problem, Report
 from truetune.errors import TruetuneError
 from truetune.listener import StepEvent
 
 if TYPE_CHECKING:
+    from truetune.data.rules import Problem, Report
+    from truetune.pipeline.doctor.diagnosis import Diagnosis
+    from truetune.pipeline.doctor.libraries import Library
     from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.forecast import Forecast
+    from truetune.pipeline.models import ModelDescription, Need
+    from truetune.pipeline.outline import Outline
     from truetune.pipeline.verify import Verification
+    from truetune.planning.hyperparameters import Choice
     from truetune.planning.range_test import Curve
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def is_first_process() -> bool:
+    """False in all but one of the processes that a launcher started: they say nothing but errors."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def error_console() -> Console:
@@ -45,7 +56,8 @@ def show_json(document: Any) -> None:
 
 
 def show(text: str = "") -> None:
-    print(text)
+    if is_first_process():
+        print(text)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -84,11 +96,11 @@ _SHOWN = {"error": 10, "warning": 3, "note": 1}
 """Findings of one rule that are shown."""
 
 
-def show_report(report: Report) -> None:
+def show_report(report: "Report") -> None:
     """The findings, the worst and the commonest first, with place, reason and remedy; of many the first few."""
     console = Console(highlight=False, soft_wrap=True)
 
-    def rank(problem: Problem) -> tuple[int, int, str]:
+    def rank(problem: "Problem") -> tuple[int, int, str]:
         return list(_MARKS).index(problem.severity), -report.rows_of(problem.rule), problem.rule
 
     for name, problems in groupby(sorted(report.problems, key=rank), key=lambda problem: problem.rule):
@@ -156,35 +168,166 @@ def show_range_test(found: "RangeTest") -> None:
 
 
 def show_forecast(found: "Forecast") -> None:
-    """Steps and tokens, memory by part, disk, and each setting that was left to choose with its reason."""
-    steps, memory, console = found.plan.steps, found.plan.memory, Console(highlight=False, soft_wrap=True)
-    config, counts = found.plan.config, found.counts
+    """Steps and tokens, memory by part, time, disk, and each setting that is not the user's own with its reason."""
+    plan, console = found.plan, Console(highlight=False, soft_wrap=True)
+    steps, counts = plan.steps, found.counts
     console.print(
-        f"{steps.total_steps:,} steps, {steps.steps_per_epoch:,} an epoch; the first {steps.warmup_steps:,} warm up"
+        f"{steps.total_steps:,} steps, {steps.steps_per_epoch:,} an epoch; the first {steps.warmup_steps:,} warm up; "
+        f"{plan.amount.evaluations:,} evaluations, {plan.amount.checkpoints:,} checkpoints"
     )
     console.print(
-        f"{steps.effective_batch_size} sequences a step = {config.training.per_device_train_batch_size} per device x "
-        f"{steps.gradient_accumulation_steps} accumulated x {found.processes} processes"
+        f"{steps.effective_batch_size} sequences a step = {plan.config.training.per_device_train_batch_size} per device "
+        f"x {steps.gradient_accumulation_steps} accumulated x {found.processes} processes"
     )
-    packed = "packed sequences" if found.plan.is_packed else "rows"
+    packed = "packed sequences" if plan.is_packed else "rows"
     console.print(
-        f"{len(found.plan.sequences):,} {packed}; {counts['tokens']:,} tokens with validation, "
+        f"{len(plan.sequences):,} {packed}; {counts['tokens']:,} tokens with validation, "
         f"{counts['supervised_tokens']:,} learned"
     )
+    _show_memory(console, found, by="measured" if found.probed else "about")
+    if found.duration:
+        about = "by the probe" if found.duration.source == "probe" else "a rough estimate; --probe measures it"
+        cost = "" if found.cost is None else f", for {found.cost:,.2f} at the price given"
+        console.print(f"time: {_duration(found.duration.total)}{cost} ({about})")
+    console.print(f"disk: at most {_gigabytes(plan.disk_bytes)} of checkpoints and weights")
+    _show_settings(console, plan.settings)
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def show_outline(found: "Outline") -> None:
+    """Memory by part and what hangs on the machine; the rest needs rows."""
+    console = Console(highlight=False, soft_wrap=True)
+    size = found.config.training.per_device_train_batch_size
+    console.print(f"without rows: {size} at a time, each of the most that fits, {found.length:,} tokens")
+    _show_memory(console, found, by="about")
+    console.print(f"disk: {_gigabytes(found.checkpoint_bytes)} a checkpoint, with the weights at the end")
+    _show_settings(console, found.choices)
+    console.print("steps, tokens and time need rows: --data DATA")
+
+
+def _show_memory(console: Console, found: "Forecast | Outline", *, by: str) -> None:
+    memory = found.as_json()["memory"]
     free = "" if found.free_memory is None else f", {_gigabytes(found.free_memory)} free"
     mark = "  [bold red]does not fit[/]" if found.fits is False else ""
-    console.print(f"peak memory on {found.device}: about {_gigabytes(memory.peak)}{free}{mark}")
-    for name, size in memory.parts.items():
-        console.print(f"      {name:<12} {_gigabytes(size)}")
-    console.print(f"disk: at most {_gigabytes(found.plan.disk_bytes)} of checkpoints and weights")
-    for choice in found.plan.choices:
+    console.print(f"peak memory on {found.device}: {by} {_gigabytes(memory['peak_bytes'])}{free}{mark}")
+    for name, size in memory["parts"].items():
+        if size:
+            console.print(f"      {name:<14} {_gigabytes(size)}")
+    if found.changes is None:
+        console.print("no change of settings makes it fit: take a smaller model, or a machine with more memory")
+    for change in found.changes or ():
+        words = " ".join(f"{name}={json.dumps(value)}" for name, value in change.settings.items())
+        console.print(escape(f"to fit: {words} saves {_gigabytes(change.saves)}; costs: {change.costs}"))
+
+
+def _show_settings(console: Console, settings: Iterable["Choice"]) -> None:
+    for choice in settings:
         console.print(escape(f"{choice.name}: {choice.value} ({choice.reason})"))
-    if found.plan.warning:
-        console.print(f"[yellow]warning:[/] {escape(found.plan.warning)}")
 
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"
+
+
+def show_models(models: Sequence["ModelDescription"]) -> None:
+    """A table on a terminal, a line with tabs for each model elsewhere; then what is wrong with which."""
+    columns = ("model", "parameters", "on disk", "context", "template", "stored", "lora", "qlora", "full")
+    rows = [_model_row(model) for model in models]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(Column(columns[0], overflow="fold"), *columns[1:], box=None)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    else:
+        for row in (columns, *rows):
+            show("\t".join(row))
+    for model in models:
+        if model.problem:
+            console.print(f"{escape(model.name)}: [yellow]{escape(model.problem)}[/]", soft_wrap=True)
+    show(f"{len(models)} models. Memory: the peak {_HOW}; no: more than is free")
+
+
+def _model_row(model: "ModelDescription") -> tuple[str, ...]:
+    template = {True: "yes", False: "no", None: "-"}[model.template]
+    context = f"{model.context_length:,}" if model.context_length else "-"
+    size = _gigabytes(model.bytes) if model.bytes else "-"
+    needs = ("-" if need is None else _need(need, no=" no") for need in model.needs.values())
+    return (model.name, _millions(model.parameters), size, context, template, model.dtype or "-", *needs)
+
+
+def _need(need: "Need", *, yes: str = "", no: str) -> str:
+    return _gigabytes(need.peak_bytes) + {True: yes, False: no, None: ""}[need.fits]
+
+
+_HOW = "at batch 1, rows of 2,048 tokens (or the context), rank 16"
+
+
+def _millions(count: int | None) -> str:
+    if count is None:
+        return "-"
+    if count < 1e6:
+        return f"{count:,}"
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
+
+def show_model(model: "ModelDescription") -> None:
+    """One model's facts, what training it takes here, and what is unusual with what that means."""
+    facts = ("parameters", "on disk", "context", "chat template", "stored as")
+    show_pairs(
+        {
+            "model": model.name,
+            **dict(zip(facts, _model_row(model)[1:6], strict=True)),
+            **{name: _long_need(need) for name, need in model.needs.items()},
+        }
+    )
+    if model.problem:
+        show(f"problem: {model.problem}")
+    show("unusual:" if model.unusual else "nothing unusual")
+    for oddity in model.unusual:
+        show(f"- {oddity.what}\n      {oddity.meaning}")
+
+
+def _long_need(need: "Need | None") -> str:
+    if need is None:
+        return "not known, or not possible"
+    how = ", with gradient checkpointing" if need.gradient_checkpointing else ""
+    return f"{_need(need, yes=', fits', no=', does not fit')}{how}, {_HOW}"
+
+
+def show_doctor(found: "Diagnosis") -> None:
+    """Machine, libraries, extras, hub and environment under headings, then what is wrong and what to do."""
+    _show_section("Machine", found.machine)
+    _show_section("Libraries", {each.name: _judgement(each) for each in found.libraries})
+    absent = {each.name: f"not installed; to {each.gives}: {each.install}" for each in found.extras}
+    _show_section("Extras", {each.name: each.installed or absent[each.name] for each in found.extras})
+    _show_section("Hub", found.hub.in_words())
+    _show_section("Environment", found.environment or {"nothing": "no variable that changes runs is set"})
+    _show_heading("Problems")
+    console = Console(highlight=False, soft_wrap=True)
+    for each in found.problems:
+        mark = "[bold red]problem[/]" if each.severity == "problem" else "[cyan]note[/]"
+        console.print(f"{mark}: {escape(each.what)}")
+        console.print(f"      why: {escape(each.why)}")
+        console.print(f"      do:  {escape(each.remedy)}")
+    if found.is_well:
+        show("no problems found" + (", notes only" if found.problems else ""))
+
+
+def _judgement(library: "Library") -> str:
+    tested = "" if library.verdict == "tested" else f" (tested: {library.tested or 'none'})"
+    return f"{library.installed or 'none'}: {library.verdict}{tested}; allowed {library.allowed or 'any'}"
+
+
+def _show_section(title: str, pairs: Mapping[str, str]) -> None:
+    _show_heading(title)
+    show_pairs(pairs)
+    show()
+
+
+def _show_heading(title: str) -> None:
+    Console(highlight=False).print(f"[bold]{title}[/]")
 
 
 def show_verification(found: "Verification") -> None:
@@ -234,6 +377,7 @@ class ConsoleListener:
 
     def __init__(self) -> None:
         self._console = error_console()
+        self._console.quiet = not is_first_process()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0

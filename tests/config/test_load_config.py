@@ -7,7 +7,7 @@ import pytest
 
 from truetune.config.load import dump_config, fields, load_config
 from truetune.config.names import ALIASES
-from truetune.config.schema import OPTIMIZERS, SCHEDULERS, setting_names
+from truetune.config.schema import OPTIMIZERS, SCHEDULERS, Config, setting_names
 from truetune.errors import ConfigError
 
 BASE = {"model.name_or_path": "m"}
@@ -62,9 +62,9 @@ def test_g22_the_guides_names_are_translated_and_told_once(tmp_path: Path) -> No
     assert (config.data.max_length, config.training.warmup_ratio) == (1024, 0.03)
     assert (config.logging.logging_dir, config.training.num_processes) == ("./logs", 1)
     assert loaded.notices == (
-        "evaluation_strategy is now evaluation.eval_strategy",
-        "max_seq_length is now data.max_length",
-        "num_gpus is now training.num_processes",
+        "evaluation_strategy is now evaluation.eval_strategy: steps",
+        "max_seq_length is now data.max_length: 1024",
+        "num_gpus is now training.num_processes: 1",
     )
 
 
@@ -116,6 +116,22 @@ def test_names_of_other_tools_mean_ours(given: str, section: str, name: str, val
     assert getattr(getattr(load(given), section), name) == value
 
 
+def sizes(config: Config) -> tuple[Any, ...]:
+    return config.adapter.r, config.training.num_train_epochs, config.training.per_device_train_batch_size
+
+
+def test_rank_epochs_and_batch_may_be_left_to_truetune_and_are_ours_where_nothing_is_said() -> None:
+    assert sizes(load("lora_r=auto", "epochs=auto", "micro_batch_size=auto")) == ("auto", "auto", "auto")
+    assert sizes(load()) == (16, 3.0, 2)
+
+
+def test_where_an_adapter_will_be_served_is_a_setting_of_no_section(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "model: {name_or_path: m}\ndeploy: vllm\n")).config
+    assert config.deploy == "vllm"
+    assert load_config(written(tmp_path, dump_config(config))).config == config
+    assert load().deploy is None
+
+
 def test_every_alias_points_to_a_setting_that_exists() -> None:
     assert {alias.target for alias in ALIASES.values()} <= set(setting_names())
     assert not {name.rpartition(".")[2] for name in setting_names()} & (set(ALIASES) - {"model", "dtype", "revision"})
@@ -161,16 +177,19 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("model.device=gpu", "one of auto, cpu, cuda, mps (got 'gpu')"),
-        ("adapter.r=0", "adapter.r must be a whole number of at least 1 (got 0)"),
+        ("adapter.r=0", "adapter.r must be auto or a whole number of at least 1 (got 0)"),
         ("adapter.lora_dropout=1.5", "adapter.lora_dropout must be a number of at least 0 and below 1"),
         ("data.max_length=many", "data.max_length must be a whole number of at least 8 (got 'many')"),
         ("data.packing=sometimes", "data.packing must be auto or true or false"),
         ("data.test_size=-1", "data.test_size"),
         ("training.learning_rate='1e-4'", "auto or a number above 0 (got '1e-4')"),
-        ("training.num_train_epochs=0", "above 0 (got 0)"),
+        ("training.num_train_epochs=0", "training.num_train_epochs must be auto or a number above 0 (got 0)"),
+        ("training.per_device_train_batch_size=2.5", "must be auto or a whole number of at least 1 (got 2.5)"),
+        ("adapter.r=atuo", "did you mean auto?"),
+        ("deploy=vlm", "deploy must be one of vllm, gguf, ollama or null (got 'vlm'); did you mean vllm?"),
         ("training.lr_scheduler_type=cosin", "did you mean cosine?"),
         ("adapter.loraplus_lr_ratio=0.5", "adapter.loraplus_lr_ratio must be a number of at least 1 or null"),
-        ("adapter.modules_to_save=['']", "adapter.modules_to_save must be a list of text"),
+        ("adapter.modules_to_save=['']", "adapter.modules_to_save[0] must be text (got '')"),
         ("adapter.init_lora_weights=pisa", "did you mean pissa?"),
         ("adapter.init_lora_weights=pisa", "orthogonal, olora, pissa or pissa_niter_N"),
         ("adapter.init_lora_weights=eva", "eva starts from the model's activations on data"),
@@ -326,7 +345,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused_naming_it(flag: str) -
     ("override", "words"),
     [
         ("datasets=[{path: a.jsonl, type: alpaca}]", "type is not read here"),
-        ("data.path=[{path: a.jsonl, weight: 0}]", "data.path must be a path, or a list"),
+        ("data.path=[{path: a.jsonl, weight: 0}]", "data.path[0].weight must be a number above 0 (got 0)"),
         ("finetuning_type=qlora", "model.load_in_4bit: true"),
         ("batch_size=8", "per_device_train_batch_size"),
         ("elsewhere.evaluation_strategy=steps", "did you mean evaluation.eval_strategy?"),
@@ -377,7 +396,7 @@ def test_a_json_file_keeps_characters_that_json_writes_as_two_escapes(tmp_path: 
 
 def test_a_merged_key_and_a_deep_nest_are_problems_not_crashes(tmp_path: Path) -> None:
     assert "adapter.r must be" in problem(source=written(tmp_path, "adapter: {<<: {r: abc}}\n"))
-    assert "nested too deeply" in problem(source=written(tmp_path, "model: " + "[" * 3000))
+    assert "nested too deeply" in problem(source=written(tmp_path, "model: " + "[" * 1000))
 
 
 def test_a_broken_file_hides_no_problem_of_the_command_line(tmp_path: Path) -> None:
@@ -397,11 +416,14 @@ def test_a_wrong_value_hides_no_contradiction_of_right_ones_and_invents_none() -
     assert len(alone.splitlines()) == 1
 
 
-def test_loading_a_config_imports_no_library_that_trains() -> None:
+def test_a_wrong_config_is_told_without_the_libraries_that_train(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    heavy = ["torch", "transformers", "trl", "peft", "datasets", "numpy"]
-    code = f"import sys, truetune.config.load; print([m for m in {heavy} if m in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.strip() == "[]"
+    path = written(tmp_path, "training: {learnig_rate: 1}\n")
+    heavy = ["torch", "transformers", "trl", "peft", "datasets", "numpy", "huggingface_hub", "truetune.pipeline"]
+    code = f"import sys; from truetune.cli import main; main(['train', {str(path)!r}]); "
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+    assert "learnig_rate" in shown.stderr

@@ -47,9 +47,8 @@ SCRIPT = {
 
 def settings(config: Config) -> dict[str, Any]:
     document = config.model_dump()
-    leaves = {
-        f"{name}.{leaf}": value for name in document if name != "output_dir" for leaf, value in document[name].items()
-    }
+    sections = {name: section for name, section in document.items() if isinstance(section, dict)}
+    leaves = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
     return {**leaves, "output_dir": config.output_dir}
 
 

@@ -1,7 +1,6 @@
 """The configuration: every setting with its type, its default and one line on what it does."""
 
-from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,7 +9,6 @@ NO_MODEL = "none"
 """The name of a model that is none: rows are checked without a tokenizer."""
 
 Auto = Literal["auto"]
-Strategy = Literal["no", "steps", "epoch"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -30,6 +28,8 @@ PissaSteps = Annotated[
     str, Field(pattern=r"^pissa_niter_\d+$", description="pissa_niter_N (N steps instead of a whole SVD)")
 ]
 
+Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa"]
+
 # Those that need no arguments of their own.
 SCHEDULERS = (
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -46,6 +46,12 @@ _TORCH_DTYPES = {f"torch.{full}": full for full in _DTYPES.values()}
 
 def _no_for_false(value: Any) -> Any:
     return "no" if value is False else value
+
+
+Strategy = Annotated[
+    Literal["no", "steps", "epoch"],
+    BeforeValidator(_no_for_false, json_schema_input_type=Literal["no", "steps", "epoch", False]),
+]
 
 
 def _count_of_none(value: Any) -> Any:
@@ -83,16 +89,37 @@ def _trackers(value: Any) -> Any:
             return _as_tuple(value)
 
 
-def _spelled(spellings: dict[str, str]) -> BeforeValidator:
-    """Other spellings of a value; null means auto, as in the guide's `dtype=None`."""
-    return BeforeValidator(lambda value: spellings.get(str(value), value) if value is not None else "auto")
+_NONE = Annotated[tuple[Literal["none"], ...], Field(min_length=1, max_length=1)]
+Trackers = Annotated[
+    tuple[Tracker, ...],
+    BeforeValidator(_trackers, json_schema_input_type=tuple[Tracker, ...] | _NONE | Tracker | Literal["none"] | None),
+]
 
 
-Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+def _spelled(*names: str, spellings: dict[str, str]) -> BeforeValidator:
+    """Other spellings of these names; null means auto, as in the guide's `dtype=None`."""
+    return BeforeValidator(
+        lambda value: spellings.get(str(value), value) if value is not None else "auto",
+        json_schema_input_type=Literal[(*names, *spellings, None)],
+    )
+
+
+_NAMES_TEXT = Annotated[str, Field(pattern=r"^\s*[^\s,][^,]*(,\s*[^\s,][^,]*)*$")]
+Names = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(_names, json_schema_input_type=tuple[Text, ...] | _NAMES_TEXT | None),
+]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        model_title_generator=lambda model: model.__name__.removesuffix("Config").lower(),
+        field_title_generator=lambda name, _: name,
+    )
 
 
 class ModelConfig(_Section):
@@ -100,7 +127,10 @@ class ModelConfig(_Section):
 
     name_or_path: Text = Field(description="hub id, folder, .gguf file, or demo")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _spelled(_DTYPES | _TORCH_DTYPES)] = Field(
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _spelled("auto", *_DTYPES.values(), spellings=_DTYPES | _TORCH_DTYPES),
+    ] = Field(
         "auto", description="how weights are stored; auto: a frozen base as it computes, trained weights in float32"
     )
     load_in_4bit: bool = Field(False, description="store the frozen base in 4 bits (QLoRA); needs bitsandbytes")
@@ -113,7 +143,7 @@ class AdapterConfig(_Section):
     """What is trained."""
 
     method: Literal["lora", "full"] = Field("lora", description="a LoRA adapter, or all weights")
-    r: Count = Field(16, description="LoRA rank")
+    r: Auto | Count = Field(16, description="LoRA rank; auto: by the number of rows")
     lora_alpha: Positive = Field(16.0, description="LoRA scale: updates are multiplied by lora_alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
     target_modules: Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], BeforeValidator(_as_tuple)] = (
@@ -126,8 +156,8 @@ class AdapterConfig(_Section):
         False, description="DoRA: the length of each weight row is trained apart from its direction"
     )
     init_lora_weights: Annotated[
-        Literal["default", "gaussian", "orthogonal", "olora", "pissa"] | PissaSteps,
-        BeforeValidator(_init_lora_weights),
+        Start | PissaSteps,
+        BeforeValidator(_init_lora_weights, json_schema_input_type=Start | PissaSteps | Literal[True] | None),
     ] = Field("default", description="where the adapter starts: default, gaussian, orthogonal, olora, pissa, …")
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = Field(
         None, description="LoRA+: how many times faster the update matrices B learn; null: as fast as the rest"
@@ -203,9 +233,11 @@ class TrainingConfig(_Section):
     backend: Literal["auto", "trl", "unsloth"] = Field(
         "auto", description="the engine; auto: Unsloth where it is installed and supports GPU, model and settings"
     )
-    num_train_epochs: Positive = Field(3.0, description="passes over the rows")
+    num_train_epochs: Auto | Positive = Field(3.0, description="passes over the rows; auto: by their number")
     max_steps: Literal[-1] | Count = Field(-1, description="optimizer steps; -1: as the epochs say")
-    per_device_train_batch_size: Count = Field(2, description="rows (or packed sequences) at a time")
+    per_device_train_batch_size: Auto | Count = Field(
+        2, description="rows (or packed sequences) at a time; auto: as many as fit"
+    )
     gradient_accumulation_steps: Auto | Count = Field(
         "auto", description="batches a step; auto: 4, lower for few rows"
     )
@@ -228,9 +260,9 @@ class TrainingConfig(_Section):
     torch_compile: Auto | bool = Field(
         "auto", description="compile the model's layers; auto: in a long full fine-tuning on a CPU"
     )
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _spelled(_PRECISIONS)] = Field(
-        "auto", description="how it computes; auto: bf16 where the hardware does it natively"
-    )
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], _spelled("auto", *_DTYPES, spellings=_PRECISIONS)
+    ] = Field("auto", description="how it computes; auto: bf16 where the hardware does it natively")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of adapter, order, dropout and validation split")
     num_processes: Count | None = Field(None, description="processes that torchrun started; null: whatever is there")
 
@@ -238,9 +270,7 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """When it is validated."""
 
-    eval_strategy: Annotated[Strategy, BeforeValidator(_no_for_false)] = Field(
-        "epoch", description="no, steps or epoch"
-    )
+    eval_strategy: Strategy = Field("epoch", description="no, steps or epoch")
     eval_steps: Count | Share = Field(100, description="steps (or share of all steps) between evaluations")
     per_device_eval_batch_size: Count | None = Field(None, description="rows at a time; null: as in training")
     load_best_model_at_end: bool = Field(False, description="end with the weights of the lowest validation loss")
@@ -250,9 +280,7 @@ class EvaluationConfig(_Section):
 class CheckpointsConfig(_Section):
     """When it is saved."""
 
-    save_strategy: Annotated[Strategy, BeforeValidator(_no_for_false)] = Field(
-        "epoch", description="no, steps or epoch"
-    )
+    save_strategy: Strategy = Field("epoch", description="no, steps or epoch")
     save_steps: Count | Share = Field(500, description="steps (or share of all steps) between checkpoints")
     save_total_limit: Count | None = Field(3, description="checkpoints kept; null: all")
 
@@ -274,9 +302,7 @@ class LoggingConfig(_Section):
     """What is reported, and to whom."""
 
     logging_steps: Count = Field(10, description="steps between lines of metrics.jsonl; first and last always")
-    report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_trackers)] = Field(
-        (), description="none, or a list of tensorboard, wandb, trackio"
-    )
+    report_to: Trackers = Field((), description="none, or a list of tensorboard, wandb, trackio")
     run_name: Text | None = Field(None, description="the run's name at the tracker")
     project: Text | None = Field(None, description="the project's name at the tracker")
     logging_dir: Text | None = Field(None, description="TensorBoard's folder; null: in the run's directory")
@@ -293,16 +319,10 @@ class Config(_Section):
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     logging: LoggingConfig = LoggingConfig()
     check: CheckConfig = CheckConfig()
+    deploy: Literal["vllm", "gguf", "ollama"] | None = Field(
+        None, description="where the adapter will be served: checked before training; null: anywhere, unchecked"
+    )
     output_dir: Text | None = Field(None, description="the run's directory; null: runs/<data>-<n>")
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a config file (draft 2020-12), by which editors complete and check it."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Config.model_json_schema(),
-        "title": "truetune's config",
-    }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -317,7 +337,35 @@ def setting_names() -> Iterable[str]:
     """Every setting's dotted name, in the order of the schema."""
     for section, model in SECTIONS.items():
         yield from (f"{section}.{leaf}" for leaf in model.model_fields)
-    yield "output_dir"
+    yield from (name for name in Config.model_fields if name not in SECTIONS)
+
+
+_FOR_EDITORS = """A config file of truetune: every setting in its section, under truetune's own name.
+
+truetune reads more than is said here: names that other tools use, and a setting outside of its section. One name a \
+setting is what an editor can complete and explain, so that the others are marked as unknown; `truetune train` takes \
+them and says what each is called. What depends on other settings, or on the machine, is checked by truetune alone."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, by which editors complete and check it.
+
+    What it takes, load_config takes; but to JSON Schema 16.0 is a whole number. Draft 7, whose words it keeps to, is
+    what editors of some years' age know as well.
+    """
+    schema = Config.model_json_schema()
+    properties = schema["properties"]
+    for name in SECTIONS.keys() - set(schema["required"]):
+        # `training:` with nothing behind it is what stands there while one writes.
+        section = properties[name]
+        properties[name] = {"anyOf": [{"$ref": section["$ref"]}, {"type": "null"}], "default": section["default"]}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        **schema,
+        "title": "truetune's config",
+        "description": _FOR_EDITORS,
+        "properties": {"$schema": {"type": "string", "description": "this schema, for editors"}, **properties},
+    }
 
 
 LORA_KINDS = (
@@ -334,74 +382,3 @@ LORA_KINDS = (
 def lora_kinds(adapter: AdapterConfig) -> list[str]:
     """Those of LORA_KINDS that are set."""
     return [name for name in LORA_KINDS if getattr(adapter, name) != AdapterConfig.model_fields[name].default]
-
-
-def contradictions(config: Config) -> Iterator[str]:
-    """Settings that are each right and cannot hold together."""
-    evaluation, saving = config.evaluation, config.checkpoints
-    if config.model.load_in_4bit and config.model.load_in_8bit:
-        yield "model.load_in_4bit and model.load_in_8bit are both true: choose one"
-    if config.adapter.init_from and config.adapter.method == "full":
-        yield "adapter.init_from names an adapter, and adapter.method: full trains none"
-    yield from _adapter(config)
-    if config.data.validation_path and config.data.test_size:
-        yield "data.validation_path and data.test_size are both set: rows are validated from one place"
-    if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
-        yield "evaluation.early_stopping_patience needs evaluations, and evaluation.eval_strategy is no"
-    if evaluation.early_stopping_patience and not evaluation.load_best_model_at_end:
-        yield "evaluation.early_stopping_patience needs evaluation.load_best_model_at_end: true"
-    if evaluation.load_best_model_at_end:
-        yield from _best_model(config)
-    if saving.save_total_limit == 1 and evaluation.load_best_model_at_end and saving.save_strategy == "no":
-        yield "checkpoints.save_total_limit is set, and checkpoints.save_strategy is no"
-
-
-def _adapter(config: Config) -> Iterator[str]:
-    adapter = config.adapter
-    kinds = lora_kinds(adapter)
-    if adapter.method == "full":
-        yield from (f"adapter.{name} is of a LoRA adapter, and adapter.method: full trains none" for name in kinds)
-    start = adapter.init_lora_weights
-    if adapter.init_from and start != "default":
-        yield f"adapter.init_from goes on from an adapter, and adapter.init_lora_weights: {start} starts a new one"
-    stored = next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(config.model, name)), None)
-    if stored and start not in ("default", "gaussian"):
-        yield (
-            f"adapter.init_lora_weights: {start} reads the base's own weights, and model.{stored} quantises them: "
-            "use default or gaussian, or leave one of them out"
-        )
-    if adapter.use_dora and config.model.load_in_8bit:
-        yield "adapter.use_dora does not train over model.load_in_8bit: use load_in_4bit, or leave one of them out"
-    if start == "orthogonal" and adapter.r % 2:
-        yield f"adapter.init_lora_weights: orthogonal needs an even adapter.r (got {adapter.r})"
-    if adapter.target_parameters and adapter.lora_dropout:
-        yield "adapter.target_parameters take no adapter.lora_dropout: set it to 0"
-    if adapter.target_parameters and adapter.use_dora:
-        yield "adapter.target_parameters take no adapter.use_dora: leave one of them out"
-
-
-def _best_model(config: Config) -> Iterator[str]:
-    """The best model can only be loaded if it was saved when it was evaluated."""
-    best = "evaluation.load_best_model_at_end needs"
-    evaluation, saving = config.evaluation, config.checkpoints
-    if evaluation.eval_strategy == "no":
-        yield f"{best} evaluations, and evaluation.eval_strategy is no"
-    elif saving.save_strategy == "no":
-        yield f"{best} checkpoints, and checkpoints.save_strategy is no"
-    elif evaluation.eval_strategy != saving.save_strategy:
-        yield (
-            f"{best} one rhythm: evaluation.eval_strategy is {evaluation.eval_strategy}, "
-            f"checkpoints.save_strategy is {saving.save_strategy}"
-        )
-    elif evaluation.eval_strategy == "steps" and not _is_multiple(saving.save_steps, evaluation.eval_steps):
-        yield (
-            f"{best} checkpoints.save_steps ({saving.save_steps}) to be a multiple of "
-            f"evaluation.eval_steps ({evaluation.eval_steps})"
-        )
-
-
-def _is_multiple(larger: float, smaller: float) -> bool:
-    """Exactly, also for ratios: 0.1 is five times 0.02. A ratio and a number of steps cannot be compared."""
-    if (larger < 1) != (smaller < 1):
-        return False
-    return (Fraction(str(larger)) / Fraction(str(smaller))).denominator == 1

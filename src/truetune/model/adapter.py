@@ -65,7 +65,7 @@ def _new_adapter(model: Any, settings: LoraSettings, seed: int) -> Any:
     is_tied = touches_tied_embeddings(model, settings.modules_to_save)
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=_whole(settings.lora_alpha),
         lora_dropout=settings.lora_dropout,
         target_modules=_as_list(settings.target_modules),
         bias=settings.bias,
@@ -89,6 +89,11 @@ def _new_adapter(model: Any, settings: LoraSettings, seed: int) -> Any:
 
         remember_start(adapted, start=settings.init_lora_weights)
     return adapted
+
+
+def _whole(value: float) -> float:
+    """16 for 16.0: in adapter_config.json Ollama (2026-07) reads nothing but a whole number."""
+    return int(value) if value.is_integer() else value
 
 
 def _as_list(names: str | tuple[str, ...]) -> str | list[str]:

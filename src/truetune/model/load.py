@@ -93,11 +93,15 @@ def require_optimizer(optim: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model's configuration says: its architecture, the tokens it can attend to, how it is stored."""
+    """What a model's configuration says: its architecture, the tokens it can attend to, how it is stored.
+
+    `dtype` is torch's name of the stored weights', float32 where the configuration names none.
+    """
 
     model_type: str
     context_length: int | None
     quantization: Quantization
+    dtype: str = "float32"
 
 
 def read_facts(source: ModelSource, *, trust_remote_code: bool = False) -> ModelFacts:
@@ -108,7 +112,8 @@ def read_facts(source: ModelSource, *, trust_remote_code: bool = False) -> Model
 def facts_of(config: Any) -> ModelFacts:
     """The facts of one of transformers' configurations."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return ModelFacts(str(config.model_type), int(length) if length else None, _stored_quantization(config))
+    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return ModelFacts(str(config.model_type), int(length) if length else None, _stored_quantization(config), dtype)
 
 
 def _stored_quantization(config: Any) -> Quantization:

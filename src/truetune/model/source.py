@@ -73,6 +73,13 @@ def fingerprint(source: ModelSource) -> str | None:
     return digest.hexdigest()
 
 
+def weight_bytes(source: ModelSource) -> int:
+    """The size of a local model's files of weights; 0 where they are not here."""
+    folder = Path(source.path)
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sum(file.stat().st_size for file in files)
+
+
 _PIECES, _PIECE = 64, 1 << 16
 
 

@@ -1,22 +1,37 @@
-"""`truetune plan`: what a run will do and take on this machine, before any weights load."""
+"""`truetune plan`: what a run will do and take, here or on another machine, before any weights load."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from truetune.config.schema import Config
+from truetune.errors import ConfigError
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.backends import settle
 from truetune.pipeline.check import prepare_for
-from truetune.pipeline.machine import ask_machine
-from truetune.pipeline.plan import RunPlan, plan_run
+from truetune.pipeline.duration import reckoned_duration
+from truetune.pipeline.fitting import Change, fitting_changes
+from truetune.pipeline.machine import Machine, Place, ask_machine
+from truetune.pipeline.outline import Outline, outline_run
+from truetune.pipeline.plan import RunPlan, plan_run, tokens_of_rows
+from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting, Rows, require_rows
+from truetune.planning.devices import Device, find_device
+from truetune.planning.timing import Duration, Probed, measured
+
+Parallel = Literal["ddp", "fsdp"]
+
+_LEFT_TO_PROGRAMS = 0.95
+"""The share of a GPU's memory that a training can take: drivers, contexts and fragments have the rest; not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A run's plan beside the machine's memory and the prepared rows' counts.
+    """A run's plan beside the machine it is for, with what it takes.
 
-    `free_memory` is what the device has left in bytes, None where it does not say; `counts` are the data report's.
+    `free_memory` is what a device has left in bytes, None where it does not say; `counts` are the data report's.
+    `duration` is None where nothing tells the device's speed. `cost` is in the currency of the price. `changes` would
+    make it fit; None where nothing does.
     """
 
     plan: RunPlan
@@ -24,30 +39,54 @@ class Forecast:
     free_memory: int | None
     processes: int
     counts: dict[str, Any]
+    duration: Duration | None
+    probed: Probed | None
+    cost: float | None
+    changes: tuple[Change, ...] | None
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak on each device: as the probe measured them, else by estimate."""
+        return self.probed.peak_bytes if self.probed else self.plan.memory.peak
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The peak's parts; what a probe found beyond the estimate is one of its own."""
+        parts = self.plan.memory.parts
+        return parts | {"not estimated": self.peak - self.plan.memory.peak} if self.probed else parts
 
     @property
     def fits(self) -> bool | None:
-        """Whether the estimated peak fits what is free; None where that is not known."""
-        return None if self.free_memory is None else self.plan.memory.peak <= self.free_memory
+        """Whether the peak fits what is free; None where that is not known."""
+        return None if self.free_memory is None else self.peak <= self.free_memory
 
     def as_json(self) -> dict[str, Any]:
-        steps, memory = self.plan.steps, self.plan.memory
+        steps, plan, duration = self.plan.steps, self.plan, self.duration
         return {
             "total_steps": steps.total_steps,
             "steps_per_epoch": steps.steps_per_epoch,
             "warmup_steps": steps.warmup_steps,
             "effective_batch_size": steps.effective_batch_size,
-            "sequences": len(self.plan.sequences),
-            "packing": self.plan.is_packed,
+            "per_device_train_batch_size": plan.config.training.per_device_train_batch_size,
+            "gradient_accumulation_steps": steps.gradient_accumulation_steps,
+            "num_processes": self.processes,
+            "evaluations": plan.amount.evaluations,
+            "checkpoints": plan.amount.checkpoints,
+            "sequences": len(plan.sequences),
+            "packing": plan.is_packed,
             "tokens": self.counts["tokens"],
             "supervised_tokens": self.counts["supervised_tokens"],
             "device": self.device,
-            "memory": {"peak_bytes": memory.peak, "parts": memory.parts, "free_bytes": self.free_memory},
+            "memory": {"peak_bytes": self.peak, "parts": self.parts, "free_bytes": self.free_memory},
             "fits": self.fits,
-            "seconds": None,
-            "disk_bytes": self.plan.disk_bytes,
-            "settings": [asdict(choice) for choice in self.plan.choices],
-            "warnings": [self.plan.warning] if self.plan.warning else [],
+            "changes": None if self.changes is None else [change.as_json() for change in self.changes],
+            "seconds": duration and duration.total,
+            "time": duration and asdict(duration),
+            "cost": self.cost,
+            "probe": self.probed and asdict(self.probed),
+            "disk_bytes": plan.disk_bytes,
+            "settings": [asdict(choice) for choice in plan.settings],
+            "warnings": list(plan.warnings),
         }
 
 
@@ -56,13 +95,65 @@ def forecast_run(
     *,
     rows: Rows | None = None,
     formatting: Formatting | None = None,
+    device: str | None = None,
+    parallel: Parallel = "ddp",
+    probe: bool = False,
+    price_per_hour: float | None = None,
     listener: Listener | None = None,
 ) -> Forecast:
-    """The forecast of the run that `train` would start. Prepares the rows; loads no weights."""
+    """The forecast of the run that `train` would start. Prepares the rows; loads no weights, but for a `probe`.
+
+    It is for this machine, or for the `device`: a GPU of planning/devices.toml, several as `h100:8`, in `parallel`.
+    `price_per_hour` is that of all of them together.
+    """
     listener = listener or LogListener()
+    if probe and device:
+        raise ConfigError("a probe measures this machine", hint="leave --probe or --device out")
     require_rows(config.data, rows)
-    machine = ask_machine(config, listener)
+    gpu, place = _place(device, parallel)
+    machine = ask_machine(config, listener, place=place)
     config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
     prepared = prepare_for(machine, config, source=rows, formatting=formatting, listener=listener)
     plan = plan_run(config, machine=machine, prepared=prepared)
-    return Forecast(plan, machine.device, machine.free_memory, machine.num_processes, dict(prepared.report.stats))
+    probed = _probe(plan, machine, prepared, listener) if probe else None
+    duration = measured(probed, plan.amount) if probed else reckoned_duration(plan, machine, prepared, gpu=gpu)
+    return Forecast(
+        plan=plan,
+        device=place.name if place else machine.device,
+        free_memory=machine.free_memory,
+        processes=machine.num_processes,
+        counts=dict(prepared.report.stats),
+        duration=duration,
+        probed=probed,
+        cost=None if price_per_hour is None or duration is None else duration.total / 3600 * price_per_hour,
+        changes=_changes(plan, machine, prepared),
+    )
+
+
+def forecast_model(
+    config: Config, *, device: str | None = None, parallel: Parallel = "ddp", listener: Listener | None = None
+) -> Outline:
+    """What a run of this config would take on rows of its longest length, where no rows are named."""
+    gpu, place = _place(device, parallel)
+    return outline_run(config, place=place, listener=listener or LogListener())
+
+
+def _place(device: str | None, parallel: Parallel) -> tuple[Device | None, Place | None]:
+    if device is None:
+        return None, None
+    gpu, count = find_device(device)
+    name = gpu.name if count == 1 else f"{count} x {gpu.name} ({parallel.upper()})"
+    memory = round(gpu.visible_bytes * _LEFT_TO_PROGRAMS)
+    return gpu, Place(name, memory, gpu.has_native_bf16, count, is_sharded=parallel == "fsdp" and count > 1)
+
+
+def _probe(plan: RunPlan, machine: Machine, prepared: PreparedDataset, listener: Listener) -> Probed:
+    from truetune.pipeline.probe import probe_run
+
+    return probe_run(plan, machine=machine, prepared=prepared, listener=listener)
+
+
+def _changes(plan: RunPlan, machine: Machine, prepared: PreparedDataset) -> tuple[Change, ...] | None:
+    lengths: Sequence[int] = tokens_of_rows(prepared.train)
+    return fitting_changes(plan.config, machine, plan.longest, lengths)
+

@@ -31,13 +31,28 @@ from truetune.model.load import (
     require_quantization,
 )
 from truetune.model.shape import ModelShape, configured_shape
-from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model
+from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model, weight_bytes
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
 from truetune.training.session import LoadedModel, ModelRequest
 
 _LIBRARIES = ("truetune", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 _OPTIONAL = ("unsloth",)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A machine that is not this one, which a run is planned for: so many GPUs of a kind, with `memory` bytes each.
+
+    With `is_sharded` weights, gradients and states are split over them (FSDP); else each holds all of them (DDP).
+    """
+
+    name: str
+    memory: int
+    has_native_bf16: bool
+    num_processes: int = 1
+    is_sharded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class Machine:
     """What the config meets here: device and precision, the model's source and tokenizer, the engine that trains.
 
     `free_memory` is what the device has left before the model loads, in bytes; None where it does not say.
+    `stored_bytes` are those of the files that the weights are read from.
     """
 
     device: Device
@@ -54,8 +70,10 @@ class Machine:
     tokenizer: Any
     facts: ModelFacts
     shape: ModelShape
+    stored_bytes: int
     free_memory: int | None
     num_processes: int
+    is_sharded: bool
     fingerprint: str | None
     backend: Backend
     backend_reason: str
@@ -90,43 +108,84 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in there}
 
 
-def ask_machine(config: Config, listener: Listener, *, has_callbacks: bool = False) -> Machine:
-    """Checks everything a machine can refuse, then loads the tokenizer. Raises BackendError."""
+def ask_machine(
+    config: Config,
+    listener: Listener,
+    *,
+    has_callbacks: bool = False,
+    place: Place | None = None,
+    with_tokenizer: bool = True,
+) -> Machine:
+    """Checks everything a machine can refuse, then loads the tokenizer. Raises BackendError.
+
+    The machine is this one, or the `place` to plan for, of which what is installed is not known.
+    """
+    if place is None:
+        _require_packages(config)
+        set_computing()
+    device, precision = _device(config, listener) if place is None else _device_there(config, place)
+    _require_possible(config, device, precision)
+    if place is None:
+        slow = (spinning_threads() if device == "cpu" else None, emulated(precision, device))
+        for problem in filter(None, slow):
+            listener.warn(problem)
+    source = resolve_model(config.model.name_or_path, revision=config.model.revision)
+    trust = config.model.trust_remote_code
+    model_config = read_config(source, trust_remote_code=trust)
+    facts = facts_of(model_config)
+    shape = configured_shape(model_config, trust_remote_code=trust)
+    num_processes = _num_processes(config) if place is None else place.num_processes
+    backend, reason = _backend(config, Situation(device, facts.model_type, num_processes, has_callbacks), place)
+    return Machine(
+        device=device,
+        precision=precision,
+        quantization=_quantization(config, facts, is_here=place is None),
+        source=source,
+        tokenizer=load_tokenizer(source, trust_remote_code=trust) if with_tokenizer else None,
+        facts=facts,
+        shape=shape,
+        stored_bytes=weight_bytes(source) or shape.parameters * _BYTES.get(facts.dtype, 4),
+        free_memory=free_memory(device) if place is None else place.memory,
+        num_processes=num_processes,
+        is_sharded=place is not None and place.is_sharded,
+        fingerprint=fingerprint(source),
+        backend=backend,
+        backend_reason=reason,
+    )
+
+
+def _require_packages(config: Config) -> None:
+    """BackendError for what the settings need and is not installed here."""
     from truetune.training.trackers import require_trackers
 
     require_trackers(config.logging.report_to)
     require_quantization(_asked_quantization(config))
     require_optimizer(config.training.optim)
-    set_computing()
+
+
+def _device(config: Config, listener: Listener) -> tuple[Device, Precision]:
     device = resolve_device(config.model.device)
     if device == "cuda" and (said := use_one_gpu()):
         listener.say(said)
-    precision = resolve_precision(config.training.precision, device)
-    _require_possible(config, device, precision)
-    slow = (spinning_threads() if device == "cpu" else None, emulated(precision, device))
-    for problem in filter(None, slow):
-        listener.warn(problem)
-    source = resolve_model(config.model.name_or_path, revision=config.model.revision)
-    trust = config.model.trust_remote_code
-    model_config = read_config(source, trust_remote_code=trust)
-    facts = facts_of(model_config)
-    quantization = _quantization(config, facts)
-    num_processes = _num_processes(config)
-    backend, reason = choose_backend(config, Situation(device, facts.model_type, num_processes, has_callbacks))
-    return Machine(
-        device=device,
-        precision=precision,
-        quantization=quantization,
-        source=source,
-        tokenizer=load_tokenizer(source, trust_remote_code=trust),
-        facts=facts,
-        shape=configured_shape(model_config, trust_remote_code=trust),
-        free_memory=free_memory(device),
-        num_processes=num_processes,
-        fingerprint=fingerprint(source),
-        backend=backend,
-        backend_reason=reason,
-    )
+    return device, resolve_precision(config.training.precision, device)
+
+
+def _device_there(config: Config, place: Place) -> tuple[Device, Precision]:
+    wanted = config.training.precision
+    if wanted == "bf16" and not place.has_native_bf16:
+        raise BackendError(
+            f"training.precision: bf16 is not supported by {place.name} (it needs Ampere or newer)",
+            hint="use precision: fp16 or fp32",
+        )
+    return "cuda", wanted if wanted != "auto" else "bf16" if place.has_native_bf16 else "fp16"
+
+
+def _backend(config: Config, situation: Situation, place: Place | None) -> tuple[Backend, str]:
+    """The engine here; for another place TRL's, which needs nothing that may not be there."""
+    if place is None:
+        return choose_backend(config, situation)
+    wanted = config.training.backend
+    return ("trl", f"what is installed on {place.name} is not known") if wanted == "auto" else (wanted, "asked for")
 
 
 def _require_possible(config: Config, device: Device, precision: Precision) -> None:
@@ -147,7 +206,7 @@ def _asked_quantization(config: Config) -> Quantization:
     return "4bit" if config.model.load_in_4bit else "8bit" if config.model.load_in_8bit else "none"
 
 
-def _quantization(config: Config, facts: ModelFacts) -> Quantization:
+def _quantization(config: Config, facts: ModelFacts, *, is_here: bool) -> Quantization:
     """How the base is stored: as asked for, or as it is stored already."""
     asked, stored = _asked_quantization(config), facts.quantization
     if stored != "none" and asked not in ("none", stored):
@@ -156,7 +215,8 @@ def _quantization(config: Config, facts: ModelFacts) -> Quantization:
             hint=f"leave it out, or set load_in_{stored}",
         )
     quantization = stored if stored != "none" else asked
-    require_quantization(quantization, because=None if asked != "none" else config.model.name_or_path)
+    if is_here:
+        require_quantization(quantization, because=None if asked != "none" else config.model.name_or_path)
     if quantization != "none" and config.adapter.method == "full":
         raise ConfigError(
             "adapter.method: full cannot train quantised weights",
@@ -169,7 +229,7 @@ def model_request(config: Config, machine: Machine, *, max_length: int) -> Model
     """The model to train, adapter and all; every setting has been decided."""
     adapter, targets = config.adapter, config.adapter.target_modules
     settings = LoraSettings(
-        r=adapter.r,
+        r=int(adapter.r),
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=targets if isinstance(targets, str) else tuple(targets),
@@ -206,7 +266,12 @@ def _model_options(config: Config, machine: Machine) -> ModelOptions:
 
 def _num_processes(config: Config) -> int:
     """The processes a launcher started. ConfigError if the config counts on others."""
-    there = int(os.environ.get("WORLD_SIZE", "1"))
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not said.isdecimal() or not (there := int(said)):
+        raise ConfigError(
+            f"WORLD_SIZE is {said!r}, where a launcher puts the number of processes",
+            hint="unset it, or start with torchrun",
+        )
     wanted = config.training.num_processes
     if wanted is not None and wanted != there:
         raise ConfigError(

@@ -1,11 +1,11 @@
 """What a run will do, decided before any weight loads: sequences, steps, and every `auto` with its reason."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from truetune.config.schema import AdapterConfig, Config
+from truetune.config.schema import Config
 from truetune.data.examples import Packed, Tokenized
 from truetune.data.packing import PackedRows, pack
 from truetune.data.store import StoredRows
@@ -13,78 +13,269 @@ from truetune.environment import usable_threads
 from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.hardware import lacks_compiler
-from truetune.pipeline.machine import Machine, stored_dtype
+from truetune.pipeline.machine import Machine
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.workload import Longest, memory_of, trained_weights
+from truetune.planning import hyperparameters as rules
 from truetune.planning.compilation import LongRun, compilation
 from truetune.planning.disk import checkpoints_at_once, run_bytes
-from truetune.planning.hyperparameters import (
-    Choice,
-    gradient_checkpointing,
-    learning_rate,
-    learning_rate_warning,
-    optimizer,
-)
-from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
+from truetune.planning.doubts import Settings, doubts
+from truetune.planning.hyperparameters import Choice, gradient_checkpointing
+from truetune.planning.memory import Memory
+from truetune.planning.rhythm import times
+from truetune.planning.rules import Situation
+from truetune.planning.timing import Amount
 from truetune.training.job import TrainJob
-from truetune.training.schedule import Lengths, Schedule, is_worth_packing, schedule
+from truetune.training.schedule import ACCUMULATION, Lengths, Schedule, is_worth_packing, schedule
+
+_BATCH = 2
+"""The guide's rows at a time, by which an automatic batch keeps the effective one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is.
 
-    By estimate, `memory` is what the device holds at the peak, `disk_bytes` what checkpoints and trained weights take
-    at most.
+    `reasons` say as much of settings left at their defaults, `warnings` what is out of the usual. By estimate,
+    `memory` is what the device holds at the peak, `disk_bytes` what checkpoints and trained weights take at most.
+    `amount` is what it computes.
     """
 
     config: Config
     sequences: Sequence[Tokenized | Packed]
     steps: Schedule
     choices: tuple[Choice, ...]
-    warning: str | None
+    reasons: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+    longest: Longest
     memory: Memory
+    amount: Amount
     disk_bytes: int
 
     @property
     def is_packed(self) -> bool:
         return isinstance(self.sequences, PackedRows)
 
+    @property
+    def settings(self) -> tuple[Choice, ...]:
+        """Every setting that is not the user's own, with its reason."""
+        return (*self.choices, *self.reasons)
+
 
 def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> RunPlan:
     """The plan of a run on these rows. The trainer follows it to the step."""
+    situation = _situation(config, machine, prepared)
+    given, (config, by_rows) = config, _decided(config, _by_rows(config, situation))
+    lengths = _lengths(config, machine)
+    sequences = _sequences(config, prepared, lengths)
+    is_packed = isinstance(sequences, PackedRows)
+    longest = _longest(prepared, is_packed=is_packed)
+    config, by_memory = _decided(config, _batch(config, machine, longest, schedule(len(sequences), lengths)))
+    steps = schedule(len(sequences), _lengths(config, machine))
+    amount = _amount(config, prepared, steps)
+    situation = replace(
+        situation,
+        epochs=steps.total_steps / steps.steps_per_epoch,
+        steps_per_epoch=steps.steps_per_epoch,
+        total_steps=steps.total_steps,
+    )
+    config, by_steps = _decided(config, _by_steps(config, machine, steps, situation, is_packed=is_packed))
+    config, by_machine = _decided(config, _by_machine(config, machine, longest, amount))
+    choices = (*by_rows, *by_memory, *by_steps, *by_machine)
+    resolved = _resolved(config, machine)
+    memory = memory_of(resolved, machine, longest)
+    return RunPlan(
+        config=resolved,
+        sequences=sequences,
+        steps=steps,
+        choices=choices,
+        reasons=tuple(_reasons(given, resolved, situation, steps, {choice.name for choice in choices})),
+        warnings=doubts(_usual_settings(resolved, steps), situation),
+        longest=longest,
+        memory=memory,
+        amount=amount,
+        disk_bytes=_disk_bytes(resolved, amount, memory),
+    )
+
+
+def decided_without_rows(config: Config, machine: Machine, longest: Longest) -> tuple[Config, tuple[Choice, ...]]:
+    """The config with what can be decided before rows are known, as for a few; and those decisions' reasons."""
+    few = Situation(config.adapter.method, machine.parameters, 0, 0, is_quantized=machine.quantization != "none")
+    config, by_rows = _decided(config, _by_rows(config, few))
+    lengths = _lengths(config, machine)
+    config, by_memory = _decided(config, _batch(config, machine, longest, schedule(1_000, lengths)))
+    if config.training.gradient_accumulation_steps == "auto":
+        training = config.training.model_copy(update={"gradient_accumulation_steps": ACCUMULATION})
+        config = config.model_copy(update={"training": training})
+    config, by_machine = _decided(config, _by_machine(config, machine, longest, Amount(0, 0, 0, 0, 0)))
+    known = ("training.torch_compile", "training.num_train_epochs", "adapter.r")
+    choices = (*by_rows, *by_memory, *by_machine)
+    return _resolved(config, machine), tuple(choice for choice in choices if choice.name not in known)
+
+
+# --- what is decided, in the order in which one hangs on the other ------------------------------------------
+
+
+def _decided(config: Config, choices: Iterator[Choice]) -> tuple[Config, tuple[Choice, ...]]:
+    """The config with what was chosen for its settings, and the choices."""
+    made = tuple(choices)
+    for choice in made:
+        section, _, name = choice.name.partition(".")
+        changed = getattr(config, section).model_copy(update={name: choice.value})
+        config = config.model_copy(update={section: changed})
+    return config, made
+
+
+def _by_rows(config: Config, situation: Situation) -> Iterator[Choice]:
+    if config.training.num_train_epochs == "auto":
+        yield rules.num_train_epochs(situation)
+    if config.adapter.method == "lora" and config.adapter.r == "auto":
+        yield rules.rank(situation)
+
+
+def _batch(config: Config, machine: Machine, longest: Longest, steps: Schedule) -> Iterator[Choice]:
+    """The most rows at a time that fit, of those that divide the effective batch; and the accumulation beside them."""
+    if config.training.per_device_train_batch_size != "auto":
+        return
+    rows = _BATCH * steps.gradient_accumulation_steps
+    fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and _fits(config, machine, longest, size))
+    size = next(fitting, 1)
+    reason = f"the most that fit into what is free, of the divisors of the {rows} rows of a step on a device"
+    yield Choice("training.per_device_train_batch_size", size, reason)
+    yield Choice("training.gradient_accumulation_steps", rows // size, f"keeps {rows} rows a step on a device")
+
+
+def _fits(config: Config, machine: Machine, longest: Longest, size: int) -> bool:
+    training = config.training.model_copy(update={"per_device_train_batch_size": size})
+    memory = memory_of(config.model_copy(update={"training": training}), machine, longest)
+    return machine.free_memory is None or rules.leaves_room(memory, machine.free_memory)
+
+
+def _by_steps(
+    config: Config, machine: Machine, steps: Schedule, situation: Situation, *, is_packed: bool
+) -> Iterator[Choice]:
+    training, accumulation = config.training, steps.gradient_accumulation_steps
+    if training.gradient_accumulation_steps == "auto":
+        yield rules.gradient_accumulation_steps(situation, accumulation)
+    if training.learning_rate == "auto":
+        yield rules.learning_rate(
+            method=config.adapter.method,
+            parameters=machine.parameters,
+            is_quantized=machine.quantization != "none",
+            rows=situation.rows,
+            rows_a_step=situation.rows_a_step,
+            hidden=situation.hidden,
+        )
+    if config.data.packing == "auto":
+        reason = "at least 100 steps remain" if is_packed else "packed, the rows would make under 100 steps"
+        yield Choice("data.packing", is_packed, reason)
+
+
+def _by_machine(config: Config, machine: Machine, longest: Longest, amount: Amount) -> Iterator[Choice]:
     training = config.training
-    lengths = Lengths(
-        per_device_train_batch_size=training.per_device_train_batch_size,
+    if training.backend == "auto":
+        yield Choice("training.backend", machine.backend, machine.backend_reason)
+    if training.optim == "auto":
+        yield rules.optimizer()
+    checkpoints = training.gradient_checkpointing
+    if checkpoints == "auto":
+        kept, checkpointed = (memory_of(config, machine, longest, checkpointing=each) for each in (False, True))
+        choice = gradient_checkpointing(kept, checkpointed, free=machine.free_memory)
+        checkpoints = bool(choice.value)
+        yield choice
+    if training.torch_compile == "auto":
+        yield compilation(_long_run(config, machine, amount, checkpoints=checkpoints))
+
+
+def _reasons(
+    given: Config, resolved: Config, situation: Situation, steps: Schedule, decided: set[str]
+) -> Iterator[Choice]:
+    """Why settings that nobody named are what they are; where the rules advise otherwise, that too."""
+    for advice in rules.recommendations(situation, accumulation=steps.gradient_accumulation_steps):
+        section, _, name = advice.name.partition(".")
+        if advice.name in decided or name in getattr(given, section).model_fields_set:
+            continue
+        value = getattr(getattr(resolved, section), name)
+        if value == advice.value:
+            yield advice
+        else:
+            yield replace(advice, value=value, reason=f"the default; {advice.value} is advised: {advice.reason}")
+
+
+# --- the figures behind it ----------------------------------------------------------------------------------
+
+
+def _situation(config: Config, machine: Machine, prepared: PreparedDataset) -> Situation:
+    stats, is_lora = prepared.report.stats, config.adapter.method == "lora"
+    at_one = config.model_copy(update={"adapter": config.adapter.model_copy(update={"r": 1, "modules_to_save": ()})})
+    return Situation(
+        method=config.adapter.method,
+        parameters=machine.parameters,
+        rows=len(prepared.train),
+        learned_tokens=stats["supervised_tokens"],
+        validation_rows=len(prepared.validation),
+        is_quantized=machine.quantization != "none",
+        hidden=machine.shape.hidden,
+        rank_weights=trained_weights(at_one, machine) if is_lora else None,
+    )
+
+
+def _lengths(config: Config, machine: Machine) -> Lengths:
+    training = config.training
+    size = training.per_device_train_batch_size
+    return Lengths(
+        per_device_train_batch_size=_BATCH if size == "auto" else size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        num_train_epochs=training.num_train_epochs,
+        num_train_epochs=float(training.num_train_epochs),
         max_steps=training.max_steps,
         warmup_steps=training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio,
         num_processes=machine.num_processes,
     )
-    sequences = _sequences(config, prepared, lengths)
-    steps = schedule(len(sequences), lengths)
-    is_packed = isinstance(sequences, PackedRows)
-    tokens = _tokens_of_rows(prepared.train)
-    work = _workload(config, machine, prepared, longest=max(tokens), is_packed=is_packed)
-    total = round(sum(tokens) * steps.total_steps / steps.steps_per_epoch)
-    choices = tuple(_choices(config, machine, steps, work, total, is_packed=is_packed))
-    resolved = _resolved(config, choices, machine, is_packed=is_packed)
-    rate = float(resolved.training.learning_rate)
-    warning = learning_rate_warning(method=config.adapter.method, value=rate, parameters=machine.parameters)
-    memory = estimate(machine.shape, work, checkpointing=bool(resolved.training.gradient_checkpointing))
-    return RunPlan(resolved, sequences, steps, choices, warning, memory, _disk_bytes(resolved, steps, memory))
 
 
-def _disk_bytes(config: Config, steps: Schedule, memory: Memory) -> int:
-    saving = config.checkpoints
-    checkpoints = checkpoints_at_once(
-        saving.save_strategy,
-        save_steps=saving.save_steps,
-        limit=saving.save_total_limit,
-        total_steps=steps.total_steps,
-        steps_per_epoch=steps.steps_per_epoch,
+def _longest(prepared: PreparedDataset, *, is_packed: bool) -> Longest:
+    row = max(tokens_of_rows(prepared.train))
+    return Longest(
+        row=row,
+        sequence=prepared.report.stats["max_length"] if is_packed else row,
+        validation=max(tokens_of_rows(prepared.validation), default=0),
     )
-    return run_bytes(memory, checkpoints=checkpoints)
+
+
+def _amount(config: Config, prepared: PreparedDataset, steps: Schedule) -> Amount:
+    evaluation, saving = config.evaluation, config.checkpoints
+    total, an_epoch = steps.total_steps, steps.steps_per_epoch
+    evaluated = times(
+        evaluation.eval_strategy, every=evaluation.eval_steps, total_steps=total, steps_per_epoch=an_epoch
+    )
+    return Amount(
+        steps=total,
+        tokens=round(sum(tokens_of_rows(prepared.train)) * total / an_epoch),
+        evaluations=evaluated + 1 if evaluated and len(prepared.validation) else 0,  # And one at the start.
+        evaluation_tokens=sum(tokens_of_rows(prepared.validation)),
+        checkpoints=times(saving.save_strategy, every=saving.save_steps, total_steps=total, steps_per_epoch=an_epoch),
+    )
+
+
+def _disk_bytes(config: Config, amount: Amount, memory: Memory) -> int:
+    limit = config.checkpoints.save_total_limit
+    return run_bytes(memory, checkpoints=checkpoints_at_once(amount.checkpoints, limit=limit))
+
+
+def _usual_settings(config: Config, steps: Schedule) -> Settings:
+    adapter, training = config.adapter, config.training
+    return Settings(
+        learning_rate=float(training.learning_rate),
+        num_train_epochs=float(training.num_train_epochs),
+        warmup_steps=steps.warmup_steps,
+        weight_decay=training.weight_decay,
+        r=int(adapter.r) if adapter.method == "lora" else 16,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=adapter.target_modules,
+        use_rslora=adapter.use_rslora,
+        stops_early=config.evaluation.early_stopping_patience is not None,
+    )
 
 
 def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDataset, listener: Listener) -> RunPlan:
@@ -107,10 +298,12 @@ def keep_decisions(config: Config, before: Config) -> Config:
     if config.training.torch_compile == "auto":
         decided.setdefault("torch_compile", False)  # A run of an older truetune, which compiled nothing.
     packing = before.data.packing if config.data.packing == "auto" else config.data.packing
+    r = before.adapter.r if config.adapter.r == "auto" else config.adapter.r
     return config.model_copy(
         update={
             "training": config.training.model_copy(update=decided),
             "data": config.data.model_copy(update={"packing": packing}),
+            "adapter": config.adapter.model_copy(update={"r": r}),
         }
     )
 
@@ -124,109 +317,32 @@ def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> S
     return packs if packing is True or is_worth_packing(len(packs), lengths) else prepared.train
 
 
-def _workload(
-    config: Config, machine: Machine, prepared: PreparedDataset, *, longest: int, is_packed: bool
-) -> Workload:
-    """What the run asks of memory."""
-    from truetune.training.loss import words_at_a_time
-    from truetune.training.side_by_side import WORKERS
-    from truetune.training.slices import TOKENS
-
-    adapter, training, shape = config.adapter, config.training, machine.shape
-    is_lora = adapter.method == "lora"
-    is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none"
-    tokens = tokens_at_a_time(
-        limit=TOKENS.get(machine.device),
-        workers=WORKERS if is_shared else 1,
-        batch=training.per_device_train_batch_size,
-        sequence=prepared.report.stats["max_length"] if is_packed else longest,
-        longest=longest,
-    )
-    whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
-    return Workload(
-        device=machine.device,
-        trained=shape.adapter_weights(adapter.r, adapter.target_modules) + whole if is_lora else shape.parameters,
-        are_adapters=is_lora,
-        adapter_rank=adapter.r if is_lora else 0,
-        recomputes=machine.device == "cpu" and _is_plain(adapter),
-        dtype=stored_dtype(config, machine.precision),
-        quantization=machine.quantization,
-        precision=machine.precision,
-        optim=training.optim,
-        offloads=training.activation_offloading,
-        tokens=tokens,
-        words=words_at_a_time(tokens, machine.device),
-        longest=longest,
-    )
-
-
-def _is_plain(adapter: AdapterConfig) -> bool:
-    """True of a LoRA on all linear layers whose every layer is computed in one step."""
-    is_everywhere = adapter.target_modules == "all-linear"
-    return adapter.method == "lora" and is_everywhere and not (adapter.lora_dropout or adapter.use_dora)
-
-
-def _tokens_of_rows(rows: Sequence[Tokenized]) -> list[int]:
+def tokens_of_rows(rows: Sequence[Tokenized]) -> list[int]:
+    """How many tokens each row has."""
     return list(map(int, rows.lengths)) if isinstance(rows, StoredRows) else [len(row.input_ids) for row in rows]
 
 
-def _long_run(config: Config, machine: Machine, work: Workload, tokens: int, *, checkpoints: bool) -> LongRun:
+def _long_run(config: Config, machine: Machine, amount: Amount, *, checkpoints: bool) -> LongRun:
+    are_adapters = config.adapter.method == "lora"
     return LongRun(
-        tokens=tokens,
+        tokens=amount.tokens,
         parameters=machine.parameters,
-        are_adapters=work.are_adapters,
+        are_adapters=are_adapters,
         device=machine.device,
         precision=machine.precision,
         threads=usable_threads(),
         backend=machine.backend,
         is_quantized=machine.quantization != "none",
-        drops_out=work.are_adapters and config.adapter.lora_dropout > 0,
+        drops_out=are_adapters and config.adapter.lora_dropout > 0,
         checkpoints=checkpoints,
         num_processes=machine.num_processes,
         lacks=lacks_compiler(),
     )
 
 
-def _choices(
-    config: Config, machine: Machine, steps: Schedule, work: Workload, tokens: int, *, is_packed: bool
-) -> list[Choice]:
-    """A decision for each setting left to `auto`; the run trains on so many tokens."""
-    training = config.training
-    checkpointing = gradient_checkpointing(
-        estimate(machine.shape, work, checkpointing=False),
-        estimate(machine.shape, work, checkpointing=True),
-        free=machine.free_memory,
-    )
-    checkpoints = bool(
-        checkpointing.value if training.gradient_checkpointing == "auto" else training.gradient_checkpointing
-    )
-    is_quantized = machine.quantization != "none"
-    packing = "at least 100 steps remain" if is_packed else "packed, the rows would make under 100 steps"
-    accumulation = f"gives {steps.total_steps} steps; starts from 4, lowered until a run has 50"
-    decided = {
-        "backend": Choice("training.backend", machine.backend, machine.backend_reason),
-        "learning_rate": learning_rate(
-            method=config.adapter.method, parameters=machine.parameters, is_quantized=is_quantized
-        ),
-        "gradient_accumulation_steps": Choice(
-            "training.gradient_accumulation_steps", steps.gradient_accumulation_steps, accumulation
-        ),
-        "optim": optimizer(),
-        "gradient_checkpointing": checkpointing,
-        "torch_compile": compilation(_long_run(config, machine, work, tokens, checkpoints=checkpoints)),
-    }
-    choices = [choice for name, choice in decided.items() if getattr(training, name) == "auto"]
-    return [*choices, Choice("data.packing", is_packed, packing)] if config.data.packing == "auto" else choices
-
-
-def _resolved(config: Config, choices: Sequence[Choice], machine: Machine, *, is_packed: bool) -> Config:
-    decided = {name: choice.value for choice in choices for section, _, name in [choice.name.partition(".")]}
-    decided.pop("packing", None)
-    training = config.training.model_copy(
-        update={**decided, "backend": machine.backend, "precision": machine.precision}
-    )
-    data = config.data.model_copy(update={"packing": is_packed})
-    return config.model_copy(update={"training": training, "data": data})
+def _resolved(config: Config, machine: Machine) -> Config:
+    training = config.training.model_copy(update={"backend": machine.backend, "precision": machine.precision})
+    return config.model_copy(update={"training": training})
 
 
 def train_job(
@@ -243,10 +359,11 @@ def train_job(
     training, evaluation, saving = config.training, config.evaluation, config.checkpoints
     return TrainJob(
         output_dir=checkpoints,
-        num_train_epochs=training.num_train_epochs,
+        num_train_epochs=float(training.num_train_epochs),
         max_steps=training.max_steps,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        per_device_eval_batch_size=evaluation.per_device_eval_batch_size or training.per_device_train_batch_size,
+        per_device_train_batch_size=int(training.per_device_train_batch_size),
+        per_device_eval_batch_size=evaluation.per_device_eval_batch_size
+        or int(training.per_device_train_batch_size),
         gradient_accumulation_steps=plan.steps.gradient_accumulation_steps,
         learning_rate=float(training.learning_rate),
         lr_scheduler_type=training.lr_scheduler_type,

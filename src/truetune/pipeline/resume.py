@@ -27,6 +27,7 @@ _ROUNDING = {
     "training.activation_offloading",
     "training.torch_compile",
     "device",
+    "processes",
     "threads",
 }
 """What changes the last digits of a run, or its dropout, and nothing else; so do the versions of libraries."""
@@ -97,6 +98,7 @@ def identity(plan: RunPlan, machine: Machine, prepared: PreparedDataset) -> dict
         "training.precision": machine.precision,
         **_of("training", config.training.model_dump(mode="json"), without=_FREE),
         "device": machine.device,
+        "processes": machine.num_processes,
         "threads": usable_threads(),
         **versions(),
     }

@@ -19,6 +19,7 @@ from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
 from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import prepare_for
+from truetune.pipeline.duration import reckoned_duration
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset
@@ -26,6 +27,7 @@ from truetune.pipeline.resume import Resume, identity, require_same_run, tell_ro
 from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable, shaped_records, training_files
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import RunDirectory, next_directory, now, public
+from truetune.training.job import TrainResult
 from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
 
 
@@ -233,6 +235,7 @@ class _Training:
         else:
             folder = self._save(session)
             self.directory.update_record(status="finished", adapter=folder.name, **outcome)
+            self._compare(result)
 
     def _save(self, session: Session) -> Path:
         from truetune.inference import prompt_format
@@ -282,9 +285,26 @@ class _Training:
             },
             total_steps=plan.steps.total_steps,
             effective_batch_size=plan.steps.effective_batch_size,
-            settings=[asdict(choice) for choice in plan.choices],
+            settings=[asdict(choice) for choice in plan.settings],
+            planned=self._planned(),
         )
         self._has_begun = True
+
+    def _planned(self) -> dict[str, Any]:
+        """What the run is held to at its end."""
+        plan = self.plan
+        duration = reckoned_duration(plan, self.machine, self.prepared)
+        memory = {"peak_bytes": plan.memory.peak, "parts": plan.memory.parts}
+        return {"memory": memory, "seconds": duration and duration.total, "disk_bytes": plan.disk_bytes}
+
+    def _compare(self, result: TrainResult) -> None:
+        """The plan beside what the run took, where it ran to its end from the start."""
+        if self.resume_from is None:
+            planned, taken = self.plan.memory.on_device(self.machine.device), result.peak_memory_bytes
+            said = f"peak memory {taken / 1e9:.2f} GB, planned {planned / 1e9:.2f} GB ({planned / taken - 1:+.0%})"
+            duration = reckoned_duration(self.plan, self.machine, self.prepared)
+            time_ = f"; {result.seconds:,.0f} s, planned {duration.total:,.0f} s, roughly" if duration else ""
+            self.listener.say(f"{said}{time_}")
 
     def is_complete(self) -> bool:
         """True if nothing is left to train; a schedule that changed is told."""
@@ -299,16 +319,17 @@ class _Training:
         return False
 
     def tell_plan(self) -> None:
-        steps, training = self.plan.steps, self.config.training
+        steps, training = self.plan.steps, self.plan.config.training
         self.listener.say(
-            f"{steps.total_steps} steps, {steps.steps_per_epoch} an epoch; {steps.effective_batch_size} sequences a "
-            f"step = {training.per_device_train_batch_size} per device x {steps.gradient_accumulation_steps} "
-            f"accumulated x {self.machine.num_processes} processes; {steps.warmup_steps} warm-up steps"
+            f"{steps.total_steps} steps, {steps.steps_per_epoch} an epoch of {steps.micro_batches} batches a process"
+            f"; {steps.effective_batch_size} sequences a step = {training.per_device_train_batch_size} per device x "
+            f"{steps.gradient_accumulation_steps} accumulated x {self.machine.num_processes} processes"
+            f"; {steps.warmup_steps} warm-up steps"
         )
         for choice in self.plan.choices:
             self.listener.say(f"{choice.name}: {choice.value} ({choice.reason})")
-        if self.plan.warning:
-            self.listener.warn(self.plan.warning)
+        for warning in self.plan.warnings:
+            self.listener.warn(warning)
         self._tell_disk()
 
     def _tell_disk(self) -> None:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from truetune.planning.hyperparameters import Choice
-
-_RATES = {"bf16": 80e9, "fp16": 80e9, "fp32": 30e9}
-"""Operations a second that a thread reaches in a whole training of SmolLM2-135M; larger models reach more."""
+from truetune.planning.timing import cpu_rate
 
 _SAVES, _TAKES = 0.1, 40.0
 """What compiled layers save of a training's time, and the seconds that compiling takes: measured on two cores, with
@@ -41,7 +39,7 @@ class LongRun:
     def seconds(self) -> float:
         """Of training, roughly: 4 operations a weight and token where it is frozen, 6 where it learns."""
         operations = self.tokens * self.parameters * (4 if self.are_adapters else 6)
-        return operations / (self.threads * _RATES[self.precision])
+        return operations / cpu_rate(self.precision, self.threads)
 
 
 def compilation(run: LongRun) -> Choice:

@@ -4,7 +4,7 @@ What is kept for the backward pass was counted on Llama, Qwen and Gemma with tor
 tests/planning/test_memory.py holds the estimate within a quarter of it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from truetune.model.shape import ModelShape
@@ -25,8 +25,8 @@ _LOGITS_COPIES = 3
 _ON_THE_WAY = 2
 """Layers whose offloaded activations are still, or again, on the GPU: a guess, not measured."""
 
-_LIBRARIES = 400_000_000
-"""What libraries, their kernels and the allocator take once training begins."""
+_FRAMEWORK = 600_000_000
+"""What Python, libraries, their kernels and the rows read ahead take once training begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Workload:
 
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
     with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
-    scores. `dtype` is torch's name of the base's. With `recomputes`, plain adapters on all linear layers make again
+    scores; `evaluated` ones are at a time in an evaluation. `dtype` is torch's name of the base's, which lies on the
+    disk in `stored` bytes. Weights, gradients and states are split over so many `shards` (FSDP, ZeRO 3). With `recomputes`, plain adapters on all linear layers make again
     what norms and the first layers of MLPs made, as they do on a CPU.
     """
 
@@ -53,49 +54,105 @@ class Workload:
     tokens: int
     words: int
     longest: int
+    evaluated: int = 0
+    stored: int = 0
+    stored_as_loaded: bool = True
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak, which is where the forward pass has ended.
+    """Bytes of a training's parts, by which its peak is found in one of three phases.
 
-    `weights` do not learn, `trained` are those that do, with their gradients; `casts` are copies in the dtype it
-    computes in. `logits` or `backward`, whichever is more, comes on top: some words' logits, one layer's gradients.
+    `weights` are the base's, `adapters` what learns beside them, both with their `gradients`; `casts` are copies in
+    the dtype it computes in. Training peaks where the forward pass has ended: then `logits` or `backward`, whichever
+    is more, comes on top: some words' logits, one layer's gradients. `loading` is what reading weights takes, and
+    `evaluation` what a batch does that nothing is kept of.
     """
 
     weights: int
-    trained: int
+    adapters: int
+    gradients: int
     casts: int
     optimizer: int
     activations: int
     logits: int
     backward: int
-    libraries: int = _LIBRARIES
+    evaluation: int = 0
+    loading: int = 0
+    framework: int = _FRAMEWORK
+
+    @property
+    def trained(self) -> int:
+        """Of the weights that learn."""
+        return self.adapters or self.weights
 
     @property
     def parts(self) -> dict[str, int]:
-        """What stands at the peak: all but the smaller of `logits` and `backward`."""
-        parts = asdict(self)
-        del parts["backward" if self.logits >= self.backward else "logits"]
-        return parts
+        """What stands at the peak; `evaluation` and `loading` are what they take beyond the training's own peak."""
+        training = {
+            "weights": self.weights,
+            "adapters": self.adapters,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "casts": self.casts,
+            "activations": self.activations,
+            "loss" if self.logits >= self.backward else "backward": max(self.logits, self.backward),
+            "framework": self.framework,
+        }
+        peak = sum(training.values())
+        evaluating = self.weights + self.adapters + self.optimizer + self.casts + self.evaluation + self.framework
+        beyond = {"evaluation": evaluating - peak, "loading": self.loading + self.framework - peak}
+        most = max(beyond, key=lambda name: beyond[name])
+        return training | {name: max(0, size) if name == most else 0 for name, size in beyond.items()}
 
     @property
     def peak(self) -> int:
         return sum(self.parts.values())
 
+    def on_device(self, device: Literal["cpu", "cuda", "mps"]) -> int:
+        """The peak as run.json's `peak_memory_bytes` counts it: on CUDA without what its allocator does not hold."""
+        return self.peak - self.framework if device == "cuda" else self.peak
+
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memory:
-    """The memory of training a model of this shape so."""
-    computed = _computed(work)
+    """The memory of training a model of this shape so, on each of its devices."""
+    computed, shards = _computed(work), work.shards
+    learned = _BYTES[work.dtype] if not work.are_adapters else 4
+    base = _frozen(shape, work) if work.are_adapters else work.trained * learned
+    gathered = 0 if shards == 1 else 2 * max(_layer_weights(shape), shape.vocabulary * shape.hidden) * computed
     return Memory(
-        weights=round(_frozen(shape, work)),
-        trained=work.trained * (8 if work.are_adapters else 2 * _BYTES[work.dtype]),
+        weights=round(base / shards) + gathered,
+        adapters=work.trained * learned // shards if work.are_adapters else 0,
+        gradients=work.trained * learned // shards,
         casts=_casts(shape, work),
-        optimizer=round(work.trained * _state_bytes(work.optim)),
+        optimizer=round(work.trained * _state_bytes(work.optim) / shards),
         activations=round(work.tokens * (_all_layers(shape, work, checkpointing) + 2 * shape.hidden * computed)),
-        logits=work.tokens * min(work.words, shape.vocabulary) * 4 * _LOGITS_COPIES,
+        logits=_logits(shape, work, work.tokens),
         backward=round(work.tokens * 6 * shape.intermediate * computed) + _largest_dequantized(shape, work),
+        evaluation=_evaluation(shape, work),
+        loading=_loading(shape, work),
     )
+
+
+def _layer_weights(shape: ModelShape) -> int:
+    return shape.linear_weights // max(shape.layers, 1)
+
+
+def _logits(shape: ModelShape, work: Workload, tokens: int) -> int:
+    return tokens * min(work.words, shape.vocabulary) * 4 * _LOGITS_COPIES
+
+
+def _evaluation(shape: ModelShape, work: Workload) -> int:
+    """Of the tokens evaluated at a time: one layer's, since nothing is kept, and the logits."""
+    layer = work.evaluated * round(_per_layer(shape, work) + 2 * shape.hidden * _stream(work))
+    return layer + _logits(shape, work, work.evaluated)
+
+
+def _loading(shape: ModelShape, work: Workload) -> int:
+    """Files are mapped and stay in memory until each weight has been made of them; the same dtype is not copied."""
+    made = round(_frozen(shape, work)) if work.are_adapters else work.trained * _BYTES[work.dtype]
+    return made if work.stored_as_loaded else work.stored + made
 
 
 def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: int, workers: int = 1) -> int:

@@ -33,6 +33,7 @@ def sft_arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         use_cpu=job.device == "cpu",
         seed=job.seed,
         data_seed=job.seed,
+        train_sampling_strategy="random" if job.is_shuffled else "sequential",
         eval_strategy=job.eval_strategy if evaluates else "no",
         eval_steps=job.eval_steps,
         eval_on_start=evaluates and job.resume_from is None,

@@ -49,6 +49,7 @@ class TrainJob:
     is_padding_free: bool
     activation_offloading: bool = False
     torch_compile: bool = False
+    is_shuffled: bool = True
     loraplus_lr_ratio: float | None = None
     resume_from: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)

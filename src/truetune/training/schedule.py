@@ -10,9 +10,13 @@ ACCUMULATION, FEWEST_STEPS, FEWEST_PACKED_STEPS = 4, 50, 100
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`effective_batch_size` = per-device batch × accumulation × processes, in sequences."""
+    """`effective_batch_size` = per-device batch × accumulation × processes, in sequences.
+
+    `micro_batches` are what one process computes in an epoch.
+    """
 
     sequences: int
+    micro_batches: int
     gradient_accumulation_steps: int
     effective_batch_size: int
     steps_per_epoch: int
@@ -44,6 +48,7 @@ def schedule(sequences: int, lengths: Lengths) -> Schedule:
     warmup = lengths.warmup_steps
     return Schedule(
         sequences=sequences,
+        micro_batches=_micro_batches(sequences, lengths),
         gradient_accumulation_steps=accumulation,
         effective_batch_size=lengths.per_device_train_batch_size * accumulation * lengths.num_processes,
         steps_per_epoch=per_epoch,
@@ -69,9 +74,12 @@ def _accumulation(sequences: int, lengths: Lengths) -> int:
     return 1
 
 
+def _micro_batches(sequences: int, lengths: Lengths) -> int:
+    return math.ceil(sequences / (lengths.per_device_train_batch_size * lengths.num_processes))
+
+
 def _steps_per_epoch(sequences: int, lengths: Lengths, accumulation: int) -> int:
-    batches = math.ceil(sequences / (lengths.per_device_train_batch_size * lengths.num_processes))
-    return max(1, math.ceil(batches / accumulation))
+    return max(1, math.ceil(_micro_batches(sequences, lengths) / accumulation))
 
 
 def _total_steps(per_epoch: int, lengths: Lengths) -> int:

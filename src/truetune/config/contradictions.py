@@ -1,0 +1,107 @@
+"""Settings that are each right and cannot hold together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from truetune.config.schema import Config, lora_kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """What cannot hold, and the settings that say so, by dotted name."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+def contradictions(config: Config) -> Iterator[Contradiction]:
+    """Everything in a config that cannot hold together."""
+    yield from _model_and_data(config)
+    yield from _adapter(config)
+    yield from _target_parameters(config)
+    yield from _evaluation(config)
+
+
+_4BIT, _8BIT, _METHOD = "model.load_in_4bit", "model.load_in_8bit", "adapter.method"
+_EVALUATED, _SAVED = "evaluation.eval_strategy", "checkpoints.save_strategy"
+_BEST, _PATIENCE = "evaluation.load_best_model_at_end", "evaluation.early_stopping_patience"
+
+
+def _model_and_data(config: Config) -> Iterator[Contradiction]:
+    model, data = config.model, config.data
+    if model.load_in_4bit and model.load_in_8bit:
+        yield Contradiction(f"{_4BIT} and {_8BIT} are both true: choose one", (_4BIT, _8BIT))
+    if data.validation_path and data.test_size:
+        names = "data.validation_path", "data.test_size"
+        yield Contradiction(f"{' and '.join(names)} are both set: rows are validated from one place", names)
+
+
+def _adapter(config: Config) -> Iterator[Contradiction]:
+    adapter, start = config.adapter, config.adapter.init_lora_weights
+    source, init, dora = "adapter.init_from", "adapter.init_lora_weights", "adapter.use_dora"
+    if adapter.method == "full":
+        if adapter.init_from:
+            yield Contradiction(f"{source} names an adapter, and {_METHOD}: full trains none", (source, _METHOD))
+        for name in (f"adapter.{kind}" for kind in lora_kinds(adapter)):
+            yield Contradiction(f"{name} is of a LoRA adapter, and {_METHOD}: full trains none", (name, _METHOD))
+    if adapter.init_from and start != "default":
+        text = f"{source} goes on from an adapter, and {init}: {start} starts a new one"
+        yield Contradiction(text, (source, init))
+    stored = next((name for name in (_4BIT, _8BIT) if getattr(config.model, name.partition(".")[2])), None)
+    if stored and start not in ("default", "gaussian"):
+        text = (
+            f"{init}: {start} reads the base's own weights, and {stored} quantises them: "
+            "use default or gaussian, or leave one of them out"
+        )
+        yield Contradiction(text, (init, stored))
+    if adapter.use_dora and config.model.load_in_8bit:
+        text = f"{dora} does not train over {_8BIT}: use load_in_4bit, or leave one of them out"
+        yield Contradiction(text, (dora, _8BIT))
+    if start == "orthogonal" and adapter.r != "auto" and adapter.r % 2:
+        yield Contradiction(f"{init}: orthogonal needs an even adapter.r (got {adapter.r})", (init, "adapter.r"))
+
+
+def _target_parameters(config: Config) -> Iterator[Contradiction]:
+    name = "adapter.target_parameters"
+    if config.adapter.target_parameters and config.adapter.lora_dropout:
+        names = (name, "adapter.lora_dropout")
+        yield Contradiction(f"{name} take no adapter.lora_dropout: set it to 0", names)
+    if config.adapter.target_parameters and config.adapter.use_dora:
+        yield Contradiction(f"{name} take no adapter.use_dora: leave one of them out", (name, "adapter.use_dora"))
+
+
+def _evaluation(config: Config) -> Iterator[Contradiction]:
+    evaluation = config.evaluation
+    if evaluation.early_stopping_patience and evaluation.eval_strategy == "no":
+        yield Contradiction(f"{_PATIENCE} needs evaluations, and {_EVALUATED} is no", (_PATIENCE, _EVALUATED))
+    if evaluation.early_stopping_patience and not evaluation.load_best_model_at_end:
+        yield Contradiction(f"{_PATIENCE} needs {_BEST}: true", (_PATIENCE, _BEST))
+    if evaluation.load_best_model_at_end:
+        yield from _best_model(config)
+
+
+def _best_model(config: Config) -> Iterator[Contradiction]:
+    """The best model can only be loaded if it was saved when it was evaluated."""
+    evaluation, saving = config.evaluation, config.checkpoints
+    evaluated, saved = evaluation.eval_strategy, saving.save_strategy
+    steps, save_steps = "evaluation.eval_steps", "checkpoints.save_steps"
+    if evaluated == "no":
+        yield Contradiction(f"{_BEST} needs evaluations, and {_EVALUATED} is no", (_BEST, _EVALUATED))
+    elif saved == "no":
+        yield Contradiction(f"{_BEST} needs checkpoints, and {_SAVED} is no", (_BEST, _SAVED))
+    elif evaluated != saved:
+        text = f"{_BEST} needs one rhythm: {_EVALUATED} is {evaluated}, {_SAVED} is {saved}"
+        yield Contradiction(text, (_BEST, _EVALUATED, _SAVED))
+    elif evaluated == "steps" and not _is_multiple(saving.save_steps, evaluation.eval_steps):
+        text = (
+            f"{_BEST} needs {save_steps} ({saving.save_steps}) to be a multiple of {steps} ({evaluation.eval_steps})"
+        )
+        yield Contradiction(text, (_BEST, steps, save_steps))
+
+
+def _is_multiple(larger: float, smaller: float) -> bool:
+    """Exactly, also for ratios: 0.1 is five times 0.02. A ratio and a number of steps cannot be compared."""
+    if (larger < 1) != (smaller < 1):
+        return False
+    return (Fraction(str(larger)) / Fraction(str(smaller))).denominator == 1

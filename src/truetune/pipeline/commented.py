@@ -1,0 +1,61 @@
+"""A config as YAML in which every setting says what it does, or why it is what it is."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from truetune.config.load import dump_config, fields
+from truetune.config.schema import SECTIONS, Config
+from truetune.planning.hyperparameters import Choice
+
+WIDTH = 110
+"""Columns that a line with a comment keeps to; a longer comment is wrapped above its setting."""
+_COLUMN = 44
+
+
+def commented_config(config: Config, choices: Sequence[Choice]) -> str:
+    """The config as YAML that load_config reads back to an equal one, with a comment at each setting.
+
+    A choice whose value is the config's gives its reason; other settings have the schema's description.
+    """
+    reasons = {name: description for name, _, description, _ in fields()}
+    reasons |= {choice.name: choice.reason for choice in choices if _value(config, choice.name) == choice.value}
+    text = dump_config(config)
+    lines = text.splitlines()
+    starts = dict(_starts(text))
+    shown = []
+    for start, end in pairwise([*starts, len(lines)]):
+        if start and "." not in starts[start]:
+            shown.append("")
+        shown += _with_reason(lines[start:end], reasons.get(starts[start], ""))
+    return "\n".join(shown) + "\n"
+
+
+def _value(config: Config, name: str) -> Any:
+    section, _, leaf = name.rpartition(".")
+    return getattr(getattr(config, section) if section else config, leaf)
+
+
+def _starts(text: str) -> Iterator[tuple[int, str]]:
+    """The line on which each section and each setting begins; a value may hold lines that look like settings."""
+    document: Any = YAML().load(text)
+    for name in document:
+        yield document.lc.data[name][0], name
+        if name in SECTIONS:
+            section = document[name]
+            yield from ((section.lc.data[leaf][0], f"{name}.{leaf}") for leaf in section)
+
+
+def _with_reason(lines: Sequence[str], reason: str) -> list[str]:
+    """A setting's lines with its reason behind them; above, where that is too long or the value has several lines."""
+    reason = " ".join(reason.split())
+    if not reason:
+        return list(lines)
+    behind = f"{lines[0]:<{_COLUMN}}  # {reason}"
+    if len(lines) == 1 and len(behind) <= WIDTH:
+        return [behind]
+    margin = " " * (len(lines[0]) - len(lines[0].lstrip())) + "# "
+    return [*textwrap.wrap(reason, WIDTH, initial_indent=margin, subsequent_indent=margin), *lines]

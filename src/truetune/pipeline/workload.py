@@ -1,0 +1,84 @@
+"""What a config's training asks of memory on a machine: the one place where settings become planning's values."""
+
+from dataclasses import dataclass
+
+from truetune.config.schema import AdapterConfig, Config
+from truetune.pipeline.machine import Machine, stored_dtype
+from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
+
+
+@dataclass(frozen=True, slots=True)
+class Longest:
+    """Tokens of the longest row to train and to validate on (0: none), and of a sequence: a row, or a pack."""
+
+    row: int
+    sequence: int
+    validation: int = 0
+
+
+def memory_of(config: Config, machine: Machine, longest: Longest, *, checkpointing: bool | None = None) -> Memory:
+    """What the config's training takes on each device; `checkpointing` in place of the config's, which `auto` leaves off."""
+    if checkpointing is None:
+        checkpointing = config.training.gradient_checkpointing is True
+    return estimate(machine.shape, workload(config, machine, longest), checkpointing=checkpointing)
+
+
+def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
+    """The training of a config whose rank and batch are decided."""
+    from truetune.training.loss import words_at_a_time
+    from truetune.training.side_by_side import WORKERS
+    from truetune.training.slices import TOKENS
+
+    adapter, training, shape = config.adapter, config.training, machine.shape
+    is_lora = adapter.method == "lora"
+    limit, batch = TOKENS.get(machine.device), int(training.per_device_train_batch_size)
+    is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none"
+    tokens = tokens_at_a_time(
+        limit=limit,
+        workers=WORKERS if is_shared else 1,
+        batch=batch,
+        sequence=longest.sequence,
+        longest=longest.row,
+    )
+    evaluated = tokens_at_a_time(
+        limit=limit,
+        batch=config.evaluation.per_device_eval_batch_size or batch,
+        sequence=longest.validation,
+        longest=longest.validation,
+    )
+    dtype = stored_dtype(config, machine.precision)
+    return Workload(
+        device=machine.device,
+        trained=trained_weights(config, machine),
+        are_adapters=is_lora,
+        adapter_rank=int(adapter.r) if is_lora else 0,
+        recomputes=machine.device == "cpu" and _is_plain(adapter),
+        dtype=dtype,
+        quantization=machine.quantization,
+        precision=machine.precision,
+        optim=training.optim,
+        offloads=training.activation_offloading,
+        tokens=tokens,
+        words=words_at_a_time(tokens, machine.device),
+        longest=longest.row,
+        evaluated=evaluated,
+        stored=machine.stored_bytes,
+        stored_as_loaded=machine.quantization == "none" and machine.facts.dtype == dtype,
+        shards=machine.num_processes if machine.is_sharded else 1,
+    )
+
+
+def trained_weights(config: Config, machine: Machine) -> int:
+    """How many weights learn."""
+    adapter, shape = config.adapter, machine.shape
+    if adapter.method == "full":
+        return shape.parameters
+    whole = len(adapter.modules_to_save) * shape.vocabulary * shape.hidden
+    return shape.adapter_weights(int(adapter.r), adapter.target_modules) + whole
+
+
+def _is_plain(adapter: AdapterConfig) -> bool:
+    """True of a LoRA on all linear layers whose every layer is computed in one step."""
+    is_everywhere = adapter.target_modules == "all-linear"
+    return adapter.method == "lora" and is_everywhere and not (adapter.lora_dropout or adapter.use_dora)
+

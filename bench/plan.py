@@ -137,7 +137,7 @@ def main() -> int:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names contain one of these")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names contain one of them")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--steps", type=int, default=3)
@@ -161,7 +161,8 @@ class Bench:
         cases = [case for case in (QUICK if self.options.quick else CASES) if self._is_wanted(case)]
         names = sorted({case.model for case in cases if case.model != "demo"})
         subprocess.run([sys.executable, str(CHILD), str(self.folder), *names, *self._size()], check=True)
-        before = {each["name"]: each for each in json.loads(self.options.again.read_text())} if self.options.again else {}
+        earlier = json.loads(self.options.again.read_text()) if self.options.again else []
+        before = {each["name"]: each for each in earlier}
         for case in cases:
             try:
                 measure = self._planned_again(case, before[case.name]) if before else self._measure(case)
@@ -222,9 +223,10 @@ class Bench:
 
 
 def write_rows(path: Path, length: int) -> None:
-    """Rows of a third to over `length` tokens, cut to it: of bytes for the random models, of words for the real one."""
+    """Rows of a third to over `length` tokens, cut to it: of bytes for random models, of words for the real one."""
     chosen = random.Random(length)
-    words = "the train to Oslo leaves at seven from platform two and takes four hours with one change".split()
+    sentence = "the train to Oslo leaves at seven from platform two and takes four hours with one change"
+    words = sentence.split()
     with path.open("w", encoding="utf-8") as file:
         for number in range(60):
             count = chosen.randint(length // 3, length) if number % 4 else 2 * length
@@ -255,7 +257,8 @@ def line(measure: Measure) -> str:
     said = f"{measure.name}: {measure.planned_bytes / 1e9:.2f} GB planned, {measure.bytes / 1e9:.2f} GB taken"
     said += f" ({measure.memory_error:+.1%})"
     if measure.time_error is not None:
-        said += f"; {measure.planned_seconds:.1f} s planned, {measure.seconds:.1f} s taken ({measure.time_error:+.1%})"
+        said += f"; {measure.planned_seconds:.1f} s planned, {measure.seconds:.1f} s taken"
+        said += f" ({measure.time_error:+.1%})"
     return said
 
 

@@ -1,6 +1,6 @@
 """The random models of bench/plan.py, with a tokenizer of bytes: folders as save_pretrained writes them.
 
-    python plan_models.py FOLDER NAME … [--large]
+python plan_models.py FOLDER NAME … [--large]
 """
 
 import sys
@@ -11,7 +11,12 @@ import torch
 import transformers
 from gpu_check import byte_tokenizer
 
-_COMMON: dict[str, Any] = {"max_position_embeddings": 8192, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+_COMMON: dict[str, Any] = {
+    "max_position_embeddings": 8192,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
 
 
 def _sizes(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def plan(
     listener: Listener | None = None,
     **settings: Any,
 ) -> Forecast:
-    """What the run that these arguments would train does and takes: steps, memory in bytes, seconds, and why each setting.
+    """What the run that these arguments would train does and takes: steps, memory in bytes, seconds, settings, why.
 
     For this machine, or for another `device` ("RTX 4090", "h100:8", used in `parallel`); a `probe` trains some steps
     here and plans by what they took. `price_per_hour`, of the whole machine, tells the cost.

@@ -104,6 +104,8 @@ def _plan(options: argparse.Namespace) -> int:
             show_json(found.as_json()) if options.json else show_forecast(found)
         if options.fit and found.changes:
             _write_changes(options, found, listener)
+        elif options.fit and found.changes is not None:
+            listener.say("it fits as it is: nothing to change")
     return 1 if found.fits is False and not (options.fit and found.changes) else 0
 
 

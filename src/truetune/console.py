@@ -172,12 +172,14 @@ def show_forecast(found: "Forecast") -> None:
     plan, console = found.plan, Console(highlight=False, soft_wrap=True)
     steps, counts = plan.steps, found.counts
     console.print(
-        f"{steps.total_steps:,} steps, {steps.steps_per_epoch:,} an epoch; the first {steps.warmup_steps:,} warm up; "
+        f"{steps.total_steps:,} steps, {steps.steps_per_epoch:,} an epoch of {steps.micro_batches:,} batches a "
+        f"process; the first {steps.warmup_steps:,} warm up; "
         f"{plan.amount.evaluations:,} evaluations, {plan.amount.checkpoints:,} checkpoints"
     )
+    size = plan.config.training.per_device_train_batch_size
     console.print(
-        f"{steps.effective_batch_size} sequences a step = {plan.config.training.per_device_train_batch_size} per device "
-        f"x {steps.gradient_accumulation_steps} accumulated x {found.processes} processes"
+        f"{steps.effective_batch_size} sequences a step = {size} per device x {steps.gradient_accumulation_steps} "
+        f"accumulated x {found.processes} processes"
     )
     packed = "packed sequences" if plan.is_packed else "rows"
     console.print(
@@ -190,9 +192,8 @@ def show_forecast(found: "Forecast") -> None:
         cost = "" if found.cost is None else f", for {found.cost:,.2f} at the price given"
         console.print(f"time: {_duration(found.duration.total)}{cost} ({about})")
     console.print(f"disk: at most {_gigabytes(plan.disk_bytes)} of checkpoints and weights")
+    _show_warnings(console, plan.warnings)
     _show_settings(console, plan.settings)
-    for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
 
 
 def show_outline(found: "Outline") -> None:
@@ -221,9 +222,16 @@ def _show_memory(console: Console, found: "Forecast | Outline", *, by: str) -> N
         console.print(escape(f"to fit: {words} saves {_gigabytes(change.saves)}; costs: {change.costs}"))
 
 
+def _show_warnings(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
 def _show_settings(console: Console, settings: Iterable["Choice"]) -> None:
-    for choice in settings:
-        console.print(escape(f"{choice.name}: {choice.value} ({choice.reason})"))
+    for number, choice in enumerate(settings):
+        if not number:
+            console.print("settings:")
+        console.print(escape(f"  {choice.name}: {choice.value} ({choice.reason})"))
 
 
 def _gigabytes(size: int) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import arithmetic_rows, write_jsonl
 from heard import Heard
 from truetune.config.load import load_config
 from truetune.config.schema import Config
@@ -59,20 +60,67 @@ def test_sections_are_set_apart() -> None:
     assert "\n\n\n" not in text
 
 
-def test_init_writes_a_whole_config_that_tells_rows_tokens_steps_and_memory(
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUETUNE_CACHE", str(tmp_path / "cache"))
+
+
+def written_by(text: str, folder: Path) -> Config:
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    return load_config(folder / "run.yaml").config
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_init_writes_a_whole_config_that_tells_rows_tokens_steps_memory_and_time(
     tiny_base: Path, rows: Path, tmp_path: Path
 ) -> None:
     config = load_config({"model": str(tiny_base), "data.path": str(rows)}).config
     text = initial_config(config, listener=Heard())
     head = text.partition("\n\n")[0]
     assert "24 of 24 rows usable: " in head
-    assert "24 rows to train, 0 to validate: 36 steps of 2 rows." in head
+    assert "24 rows to train, 0 to validate: 48 steps of 2 rows." in head
     assert " GB at the peak on cpu of " in head
+    assert "# Time: under a minute, a rough estimate" in head
+    assert "# Warning: data: 24" in head
     assert "truetune train FILE" in head
     assert "truetune schema > truetune.schema.json" in head
-    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    written = load_config(tmp_path / "run.yaml").config
+    written = written_by(text, tmp_path)
     assert written.training.learning_rate == 5e-4
     assert written.training.gradient_accumulation_steps == 1
+    assert written.training.num_train_epochs == 4.0
+    assert written.adapter.r == 16
     assert written.data == config.data.model_copy(update={"packing": False})
     assert "auto" not in {value for _, value in written.training}
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_init_takes_the_rules_advice_with_the_figures_of_what_it_writes(tiny_base: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "few.jsonl", arithmetic_rows(20))
+    config = load_config({"model": str(tiny_base), "data.path": str(data), "test_size": 0.4}).config
+    text = initial_config(config, listener=Heard())
+    written = written_by(text, tmp_path)
+    assert written.training.num_train_epochs > 5
+    assert written.evaluation.load_best_model_at_end
+    assert written.evaluation.early_stopping_patience == 3
+    assert f"{written.training.num_train_epochs:g} passes, " in " ".join(text.split())
+    assert "the default; " not in text
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_what_the_user_gave_stays_and_advice_that_it_contradicts_is_not_taken(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "few.jsonl", arithmetic_rows(20))
+    given = {"test_size": 0.4, "save_strategy": "no", "num_train_epochs": 9, "r": 5}
+    config = load_config({"model": str(tiny_base), "data.path": str(data), **given}).config
+    written = written_by(initial_config(config, listener=Heard()), tmp_path)
+    assert (written.adapter.r, written.training.num_train_epochs) == (5, 9.0)
+    assert written.checkpoints.save_strategy == "no"
+    assert not written.evaluation.load_best_model_at_end
+    assert written.evaluation.early_stopping_patience is None
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_full_training_is_given_no_rank(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
+    config = load_config({"model": str(tiny_base), "data.path": str(rows), "method": "full"}).config
+    assert written_by(initial_config(config, listener=Heard()), tmp_path).adapter.r == 16

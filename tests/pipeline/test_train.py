@@ -40,6 +40,14 @@ def test_a_run_leaves_config_record_report_metrics_checkpoints_and_adapter(run: 
     assert record["model"]["fingerprint"]
 
 
+def test_a_runs_config_says_why_each_default_is_what_it_is_and_reads_back(run: truetune.Run) -> None:
+    text = " ".join((run.directory / "config.yaml").read_text(encoding="utf-8").replace("#", "").split())
+    settings = json.loads((run.directory / "run.json").read_text())["settings"]
+    assert {"training.optim", "adapter.lora_alpha", "training.warmup_ratio"} <= {each["name"] for each in settings}
+    assert all(each["reason"] in text for each in settings)
+    assert truetune.open_run(run.directory).config == run.config
+
+
 def test_the_first_and_the_last_step_are_in_the_metrics_and_the_loss_falls(run: truetune.Run) -> None:
     steps = [line["step"] for line in run.metrics if "loss" in line]
     assert steps[0] == 1

@@ -139,6 +139,17 @@ def test_the_rank_is_raised_until_two_bits_a_weight_hold_the_learned_tokens(lear
     assert f"its {r}k weights hold {2 * r}k tokens" in choice.reason
 
 
+def test_a_chosen_rank_is_even_so_that_an_orthogonal_start_can_halve_it() -> None:
+    rows, learned = (1, 33, 9_999, 10_000, 100_000, 10**7), (1, 40_000, 10**7, 10**12)
+    situations = (
+        replace(RUN, rows=each, parameters=size, learned_tokens=tokens, rank_weights=1000)
+        for each in rows
+        for size in (10**6, 5 * BILLION, 70 * BILLION)
+        for tokens in learned
+    )
+    assert all(int(rank(each).value) % 2 == 0 for each in situations)
+
+
 def test_without_an_adapters_weights_the_rank_is_that_of_the_table() -> None:
     choice = rank(replace(RUN, learned_tokens=10**9, rank_weights=None))
     assert choice.value == 16

@@ -211,22 +211,70 @@ def test_weights_that_learn_cost_their_gradients_and_the_optimizers_states() -> 
     lora = replace(LORA_BF16, trained=40_000_000, tokens=4096, longest=2048)
     memory = estimate(shape, lora, checkpointing=False)
     assert memory.weights == 2 * shape.parameters
-    assert (memory.trained, memory.optimizer, memory.casts) == (8 * lora.trained, 8 * lora.trained, 0)
+    assert (memory.adapters, memory.gradients) == (4 * lora.trained, 4 * lora.trained)
+    assert (memory.optimizer, memory.casts) == (8 * lora.trained, 0)
     eight_bit = estimate(shape, replace(lora, optim="adamw_8bit"), checkpointing=False)
     assert eight_bit.optimizer == pytest.approx(memory.optimizer / 4, rel=0.05)
     assert estimate(shape, replace(lora, optim="lion_32bit"), checkpointing=False).optimizer == 4 * lora.trained
     assert estimate(shape, replace(lora, optim="sgd"), checkpointing=False).optimizer == 0
     full = estimate(shape, replace(FULL_BF16, trained=shape.parameters), checkpointing=False)
-    assert (full.weights, full.trained) == (0, 8 * shape.parameters)
+    assert (full.weights, full.adapters, full.gradients) == (4 * shape.parameters, 0, 4 * shape.parameters)
     assert full.casts == pytest.approx(2 * shape.parameters, rel=0.1)
     four_bit = estimate(shape, replace(lora, quantization="4bit"), checkpointing=False)
     assert 5e9 < four_bit.weights < 7e9
 
 
+PARTS = {"weights": 1, "adapters": 2, "gradients": 2, "casts": 4, "optimizer": 8, "activations": 16, "framework": 32}
+
+
 def test_the_peak_has_the_larger_of_logits_and_one_layers_gradients() -> None:
-    parts = {"weights": 1, "trained": 2, "casts": 4, "optimizer": 8, "activations": 16, "libraries": 32}
-    assert Memory(**parts, logits=100, backward=50).peak == 163
-    assert Memory(**parts, logits=10, backward=50).peak == 113
+    assert Memory(**PARTS, logits=100, backward=50).peak == 165
+    assert Memory(**PARTS, logits=10, backward=50).peak == 115
+
+
+def test_where_loading_or_evaluating_takes_more_than_training_it_is_a_part_of_its_own() -> None:
+    million = {name: size * 10_000_000 for name, size in PARTS.items()}
+    training = Memory(**million, logits=0, backward=0)
+    assert training.parts["evaluation"] == training.parts["loading"] == 0
+    evaluating = Memory(**million, logits=0, backward=0, evaluation=1_000_000_000)
+    # Neither activations nor gradients are there by then.
+    assert evaluating.peak == sum(million.values()) - million["activations"] - million["gradients"] + 1_000_000_000
+    assert evaluating.parts["evaluation"] == evaluating.peak - training.peak
+    loading = Memory(**million, logits=0, backward=0, loading=2_000_000_000)
+    assert training.peak < loading.peak < 2_000_000_000 + million["framework"]
+    assert loading.parts["loading"] == loading.peak - training.peak
+    assert sum(loading.parts.values()) == loading.peak
+
+
+def test_shards_split_weights_gradients_and_states_and_not_activations() -> None:
+    shape = eight_b()
+    work = replace(FULL_BF16, device="cuda", trained=shape.parameters)
+    whole, shard = (estimate(shape, replace(work, shards=count), checkpointing=False) for count in (1, 8))
+    assert shard.gradients == whole.gradients // 8
+    assert shard.optimizer == whole.optimizer / 8
+    # What is gathered for the layer at hand, and for the next, is there as a whole.
+    assert whole.weights / 8 < shard.weights < whole.weights / 4
+    assert shard.activations == whole.activations
+
+
+def test_a_gpus_allocator_holds_nothing_besides_and_a_cpus_does() -> None:
+    shape = eight_b()
+    on_cpu, on_gpu = (
+        estimate(shape, replace(LORA_BF16, device=device, recomputes=False), checkpointing=False)
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu.held == 0
+    assert on_cpu.held > on_cpu.activations / 2
+    assert on_gpu.on_device("cuda") == on_gpu.peak - on_gpu.framework
+    assert on_cpu.on_device("cpu") == on_cpu.peak
+
+
+def test_weights_that_are_stored_otherwise_are_there_twice_while_they_are_loaded() -> None:
+    shape = eight_b()
+    same = replace(LORA_BF16, stored=2 * shape.parameters)
+    other = replace(same, stored=4 * shape.parameters, stored_as_loaded=False)
+    assert estimate(shape, same, checkpointing=True).loading == 2 * shape.parameters
+    assert estimate(shape, other, checkpointing=True).loading == 6 * shape.parameters
 
 
 @pytest.mark.parametrize(
@@ -234,7 +282,8 @@ def test_the_peak_has_the_larger_of_logits_and_one_layers_gradients() -> None:
     [
         (None, 2, 2048, 700, 4096),  # A GPU takes the whole batch.
         (1024, 2, 100, 100, 200),  # A small batch is one slice.
-        (1024, 4, 2048, 60, 1536),
+        (1024, 4, 2048, 60, 1024),
+        (1024, 1, 1500, 60, 1500),  # Not enough to be worth a cut.
         (1024, 1, 4096, 4096, 4096),  # A sample is never cut.
     ],
 )
@@ -248,7 +297,7 @@ def test_tokens_at_a_time_are_a_slice_on_a_cpu_and_a_batch_on_a_gpu(
 
 
 def of(gigabytes: float) -> Memory:
-    return Memory(round(gigabytes * 1e9), 0, 0, 0, 0, 0, 0, libraries=0)
+    return Memory(round(gigabytes * 1e9), 0, 0, 0, 0, 0, 0, 0, framework=0)
 
 
 @pytest.mark.parametrize(

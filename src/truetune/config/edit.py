@@ -1,8 +1,11 @@
 """Settings written into a config file that a person wrote: its comments, order and other settings stay."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml.tokens import CommentToken
 
 from truetune.config.document import document_of, yaml_text
 from truetune.config.names import ALIASES
@@ -16,24 +19,37 @@ def with_settings(path: Path, settings: Mapping[str, Any]) -> str:
     document: Any = document_of(path)
     for name, value in settings.items():
         _set(document, name, value)
+    if path.suffix == ".json":
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     return yaml_text(document)
 
 
 def _set(document: Any, name: str, value: Any) -> None:
-    """In its place, where the file has it under our name; else in its section, and gone from where it was."""
+    """Where the file has it, under our name; else in its section. Gone from every other place."""
     section, _, leaf = name.rpartition(".")
-    sections = [document[each] for each in SECTIONS if isinstance(document.get(each), Mapping)]
-    places = [(mapping, key) for mapping in (document, *sections) for key in mapping if _target(key) == name]
-    kept = next(((mapping, key) for mapping, key in places if key in (leaf, name)), None)
-    for mapping, key in places:
-        if (mapping, key) != kept:
-            del mapping[key]
+    own = document.get(section)
+    own = own if isinstance(own, Mapping) else None
+    places = sorted(_places(document, name), key=lambda place: place[1] not in (leaf, name))
+    kept = next((place for place in places if place[0] is document or place[0] is own), None)
+    for place in places:
+        if place is not kept:
+            del place[0][place[1]]
     if kept is not None:
-        kept[0][kept[1]] = value
-    elif isinstance(document.get(section), Mapping):
-        document[section][leaf] = value
+        mapping, key = kept
+        _replace(mapping, key, name if "." in str(key) else leaf, value)
+    elif own is not None:
+        _append(own, leaf, value)
     else:
         document[name] = value
+
+
+def _places(document: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """The mappings and the keys under which the file has the setting."""
+    sections = {each: document[each] for each in SECTIONS if isinstance(document.get(each), Mapping)}
+    for mapping in (document, *sections.values()):
+        for key in mapping:
+            if _target(key) == name and not (mapping is document and key in sections):
+                yield mapping, key
 
 
 def _target(key: Any) -> str | None:
@@ -41,3 +57,26 @@ def _target(key: Any) -> str | None:
     leaf = str(key).rpartition(".")[2]
     alias = ALIASES.get(leaf)
     return alias.target if alias else _BY_LEAF.get(leaf)
+
+
+def _replace(mapping: Any, key: Any, name: str, value: Any) -> None:
+    """Another value, and our name, in the same line with its comment."""
+    if key != name:
+        place, comment = list(mapping).index(key), mapping.ca.items.pop(key, None)
+        del mapping[key]
+        mapping.insert(place, name, value)
+        if comment is not None:
+            mapping.ca.items[name] = comment
+    mapping[name] = value
+
+
+def _append(mapping: Any, name: str, value: Any) -> None:
+    """At the end of a section: what stands behind its last line, of the next section, stays behind it."""
+    last = next(reversed(mapping), None)
+    mapping[name] = value
+    token = (mapping.ca.items.get(last) or [None] * 3)[2]
+    if token is not None and not mapping.fa.flow_style():
+        own, newline, behind = token.value.partition("\n")
+        if behind:
+            token.value = own + newline
+            mapping.ca.items[name] = [None, None, CommentToken(newline + behind, token.start_mark), None]

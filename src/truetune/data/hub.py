@@ -70,14 +70,14 @@ def _open(name: str, revision: str | None) -> _Repository:
         revision=revision,
         allow_patterns=[_CARD, ".gitattributes"],  # Every repository has one of them: the client warns of none.
         etag_timeout=_TIMEOUT,
-        tqdm_class=_no_bar(),
+        tqdm_class=no_bar(),
     )
     commit = Path(folder).name
     tree = get_cached_repo_tree(name, repo_type="dataset", revision=commit)
     return _Repository(name, commit, tuple(sorted(file.path for file in tree)))
 
 
-def _no_bar() -> type[Any]:
+def no_bar() -> type[Any]:
     """A progress bar that is not shown: two small files need none."""
     from huggingface_hub.utils import tqdm
 

@@ -93,7 +93,7 @@ def _new_adapter(model: Any, settings: LoraSettings, seed: int) -> Any:
 
 def _whole(value: float) -> float:
     """16 for 16.0: in adapter_config.json Ollama (2026-07) reads nothing but a whole number."""
-    return int(value) if value.is_integer() else value
+    return int(value) if float(value).is_integer() else value
 
 
 def _as_list(names: str | tuple[str, ...]) -> str | list[str]:

@@ -71,11 +71,24 @@ def configured_shape(config: Any, *, trust_remote_code: bool = False) -> ModelSh
 def shape_of(model: Any) -> ModelShape:
     """The shape of one of transformers' models, with weights or without."""
     config = model.config.get_text_config()
+    return shape_with(
+        config,
+        parameters=int(model.num_parameters()),
+        linear=tuple(_layers(model)),
+        norms=_norms(model, int(config.hidden_size)),
+        norms_heads=any(name.endswith(("q_norm", "k_norm")) for name, _ in model.named_modules()),
+        is_gated=any({name for name, _ in module.named_children()} == GATED_MLP for module in model.modules()),
+    )
+
+
+def shape_with(
+    config: Any, *, parameters: int, linear: tuple[Layer, ...], norms: int, norms_heads: bool, is_gated: bool
+) -> ModelShape:
+    """The shape of a model with these modules, `norms` in all; `config` has its sizes as attributes."""
     hidden = int(config.hidden_size)
     heads = int(getattr(config, "num_attention_heads", None) or max(1, hidden // 64))
-    linear = tuple(_layers(model))
     return ModelShape(
-        parameters=int(model.num_parameters()),
+        parameters=parameters,
         layers=int(config.num_hidden_layers),
         hidden=hidden,
         intermediate=_intermediate(config, hidden),
@@ -83,9 +96,9 @@ def shape_of(model: Any) -> ModelShape:
         key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_size=int(getattr(config, "head_dim", None) or hidden // heads),
         vocabulary=int(config.vocab_size),
-        norms=_norms(model, hidden) // int(config.num_hidden_layers),
-        norms_heads=any(name.endswith(("q_norm", "k_norm")) for name, _ in model.named_modules()),
-        blocks=_blocks(model, linear),
+        norms=norms // int(config.num_hidden_layers),
+        norms_heads=norms_heads,
+        blocks=_blocks(linear, is_gated=is_gated),
         caps_attention=getattr(config, "attn_logit_softcapping", None) is not None,
         linear=linear,
     )
@@ -119,10 +132,9 @@ def _norms(model: Any, hidden: int) -> int:
     )
 
 
-def _blocks(model: Any, linear: Sequence[Layer]) -> Literal["gated", "mixture", "other"]:
+def _blocks(linear: Sequence[Layer], *, is_gated: bool) -> Literal["gated", "mixture", "other"]:
     if any(layer.copies > 1 for layer in linear):
         return "mixture"
-    is_gated = any({name for name, _ in module.named_children()} == GATED_MLP for module in model.modules())
     return "gated" if is_gated else "other"
 
 

@@ -38,7 +38,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     """
     path = Path(name)
     if name == DEMO:
-        return ModelSource(name, str(_converted(_demo_file())))
+        return ModelSource(name, str(_converted(demo_file())))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackendError(f"model file not found: {name}")
@@ -103,7 +103,7 @@ def _adapter_hint(path: Path) -> str:
     return "give a folder written by save_pretrained"
 
 
-def _demo_file() -> Path:
+def demo_file() -> Path:
     """The GGUF inside the package, which is never imported: importing it needs a compiled llama-cpp-python."""
     try:
         files = metadata.files(_DEMO_PACKAGE) or []

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from truetune.data.hub import _no_bar
+from truetune.data.hub import no_bar
 from truetune.errors import BackendError, first_line
 from truetune.model.headers import Headers, Listed, joined, read_headers
 from truetune.model.load import read_config
-from truetune.model.source import DEMO, ModelSource, _demo_file, metadata_has, resolve_model
+from truetune.model.source import DEMO, ModelSource, demo_file, metadata_has, resolve_model
 
 _TIMEOUT = 10.0
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", ".gitattributes")
@@ -51,7 +51,7 @@ def find_stored(name: str, *, revision: str | None = None, trust_remote_code: bo
     """
     path = Path(name)
     if name == DEMO:
-        return gguf_model(_demo_file(), name=DEMO, kind="demo")
+        return gguf_model(demo_file(), name=DEMO, kind="demo")
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackendError(f"model file not found: {name}")
@@ -190,7 +190,7 @@ def _hub_model(name: str, revision: str | None, *, more: tuple[str, ...]) -> Sto
                 revision=revision,
                 allow_patterns=[*_SMALL, *more],
                 etag_timeout=_TIMEOUT,
-                tqdm_class=_no_bar(),
+                tqdm_class=no_bar(),
             )
         )
         try:

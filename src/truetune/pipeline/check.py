@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from truetune.config.schema import NO_MODEL, Config
 from truetune.data.rules import Report, Tally
 from truetune.data.sources import SourceFile
-from truetune.errors import ConfigError
+from truetune.errors import BackendError, ConfigError
 from truetune.lint.selection import Selection
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.findings import form_findings
@@ -154,8 +154,24 @@ def prepare_for(
         formatting=formatting,
         listener=listener,
     )
+    _require_embeddings(machine, prepared)
     tell_prepared(prepared, listener)
     return prepared
+
+
+def _require_embeddings(machine: "Machine", prepared: PreparedDataset) -> None:
+    """BackendError if a row has a token for which the model has no embedding."""
+    size = machine.shape.vocabulary
+    if max(machine.tokenizer.get_vocab().values(), default=-1) < size:
+        return
+    largest = max((int(part.input_ids.max(initial=-1)) for part in prepared.train.token_arrays()), default=-1)
+    if largest >= size:
+        raise BackendError(
+            f"{machine.source.name} has embeddings for token ids up to {size - 1}, and its tokenizer made rows "
+            f"of ids up to {largest}",
+            hint="use the tokenizer that the model was trained with, or a base that was resized to this one "
+            "(resize_token_embeddings, then save_pretrained)",
+        )
 
 
 def tell_prepared(prepared: PreparedDataset, listener: Listener) -> None:

@@ -80,13 +80,31 @@ def fitting_changes(
         for ending in ([], [_smaller_batch]):
             if (changes := _pulled(setup, [*chosen, *ending])) is not None:
                 return changes
-    return _pulled(setup, [*levers, _smaller_batch, lambda each: _shorter_rows(each, lengths)])
+    return _with_shorter_rows(setup, [*levers, _smaller_batch], lengths)
 
 
 def _subsets(levers: Sequence[_Lever]) -> Iterator[list[_Lever]]:
     """Every choice of levers; all of the cheaper ones come before any that needs a dearer one."""
     for mask in range(2 ** len(levers)):
         yield [lever for place, lever in enumerate(levers) if mask >> place & 1]
+
+
+def _with_shorter_rows(setup: _Setup, levers: Sequence[_Lever], lengths: Sequence[int]) -> tuple[Change, ...] | None:
+    """The changes that let rows be longest; without a lever that does nothing for it."""
+
+    def by(some: Sequence[_Lever]) -> tuple[Change, ...] | None:
+        return _pulled(setup, [*some, lambda each: _shorter_rows(each, lengths)])
+
+    changes = by(levers)
+    for lever in levers:
+        fewer = [each for each in levers if each is not lever]
+        if (without := by(fewer)) is not None and (changes is None or _limit(without) >= _limit(changes)):
+            levers, changes = fewer, without
+    return changes
+
+
+def _limit(changes: Sequence[Change]) -> int:
+    return int(settings_of(changes)["data.max_length"])
 
 
 def _pulled(setup: _Setup, levers: Sequence[_Lever]) -> tuple[Change, ...] | None:
@@ -97,7 +115,7 @@ def _pulled(setup: _Setup, levers: Sequence[_Lever]) -> tuple[Change, ...] | Non
         if (pulled := lever(setup)) is not None:
             setup = pulled.setup
             changes.append(Change(pulled.settings, before - setup.peak, pulled.costs))
-    return tuple(change for change in changes if change.saves > 0) if setup.fits() else None
+    return tuple(changes) if setup.fits() else None
 
 
 def _checkpointing(setup: _Setup) -> _Pulled | None:
@@ -135,7 +153,8 @@ def _smaller_batch(setup: _Setup) -> _Pulled | None:
             "gradient_accumulation_steps": accumulation * size // fewer,
         }
         named = {f"training.{name}": value for name, value in settings.items()}
-        found = _Pulled(setup.with_settings(training=settings), named, "some speed on a GPU; the effective batch stays")
+        costs = "some speed on a GPU; the effective batch stays"
+        found = _Pulled(setup.with_settings(training=settings), named, costs)
         if found.setup.fits():
             return found
     return found

@@ -1,5 +1,6 @@
 """`truetune plan`: what a run will do and take, here or on another machine, before any weights load."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from truetune.planning.timing import Duration, Probed, measured
 Parallel = Literal["ddp", "fsdp"]
 
 _LEFT_TO_PROGRAMS = 0.95
-"""The share of a GPU's memory that a training can take: drivers, contexts and fragments have the rest; not measured."""
+"""The share of a GPU's memory that a training can take; drivers, contexts and fragments have the rest: a guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Forecast:
         return {
             "total_steps": steps.total_steps,
             "steps_per_epoch": steps.steps_per_epoch,
+            "micro_batches": steps.micro_batches,
             "warmup_steps": steps.warmup_steps,
             "effective_batch_size": steps.effective_batch_size,
             "per_device_train_batch_size": plan.config.training.per_device_train_batch_size,
@@ -109,8 +111,10 @@ def forecast_run(
     listener = listener or LogListener()
     if probe and device:
         raise ConfigError("a probe measures this machine", hint="leave --probe or --device out")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise ConfigError(f"--price-per-hour must not be negative (got {price_per_hour:g})")
     require_rows(config.data, rows)
-    gpu, place = _place(device, parallel)
+    gpu, place = _place(config, device, parallel)
     machine = ask_machine(config, listener, place=place)
     config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
     prepared = prepare_for(machine, config, source=rows, formatting=formatting, listener=listener)
@@ -134,14 +138,21 @@ def forecast_model(
     config: Config, *, device: str | None = None, parallel: Parallel = "ddp", listener: Listener | None = None
 ) -> Outline:
     """What a run of this config would take on rows of its longest length, where no rows are named."""
-    gpu, place = _place(device, parallel)
+    _, place = _place(config, device, parallel)
     return outline_run(config, place=place, listener=listener or LogListener())
 
 
-def _place(device: str | None, parallel: Parallel) -> tuple[Device | None, Place | None]:
-    if device is None:
+def _place(config: Config, device: str | None, parallel: Parallel) -> tuple[Device | None, Place | None]:
+    gpu, count = (None, 1) if device is None else find_device(device)
+    if parallel == "fsdp" and count == 1:
+        raise ConfigError("--parallel fsdp needs several devices", hint="such as --device h100:8")
+    if gpu is None:
         return None, None
-    gpu, count = find_device(device)
+    if config.training.num_processes not in (None, count):
+        raise ConfigError(
+            f"training.num_processes is {config.training.num_processes}, and --device names {count}",
+            hint=f"leave it out, or name as many: --device '{gpu.name}:{config.training.num_processes}'",
+        )
     name = gpu.name if count == 1 else f"{count} x {gpu.name} ({parallel.upper()})"
     memory = round(gpu.visible_bytes * _LEFT_TO_PROGRAMS)
     return gpu, Place(name, memory, gpu.has_native_bf16, count, is_sharded=parallel == "fsdp" and count > 1)
@@ -156,4 +167,3 @@ def _probe(plan: RunPlan, machine: Machine, prepared: PreparedDataset, listener:
 def _changes(plan: RunPlan, machine: Machine, prepared: PreparedDataset) -> tuple[Change, ...] | None:
     lengths: Sequence[int] = tokens_of_rows(prepared.train)
     return fitting_changes(plan.config, machine, plan.longest, lengths)
-

@@ -1,24 +1,68 @@
 """`truetune init`: a complete config for these rows and this model, each value with its reason."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 
+from truetune.config.contradictions import contradictions
 from truetune.config.schema import Config
 from truetune.listener import Listener
-from truetune.pipeline.commented import commented_config
+from truetune.pipeline.backends import settle
+from truetune.pipeline.check import prepare_for
+from truetune.pipeline.commented import WIDTH, commented_config
+from truetune.pipeline.duration import reckoned_duration
 from truetune.pipeline.machine import Machine, ask_machine
 from truetune.pipeline.plan import RunPlan, plan_run
-from truetune.pipeline.prepare import PreparedDataset, prepare_rows
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.planning.hyperparameters import Choice
+from truetune.planning.rules import Value
+
+_OF_THE_BEST = ("evaluation.load_best_model_at_end", "evaluation.early_stopping_patience")
+"""Settings that ask evaluations and checkpoints for one rhythm."""
 
 
 def initial_config(config: Config, *, listener: Listener) -> str:
-    """The config as YAML, every `auto` decided for these rows, with comments. Loads no weights."""
+    """The config as YAML, with comments: what the user gave, and for the rest what the rules advise for these rows.
+
+    Loads no weights.
+    """
     machine = ask_machine(config, listener)
-    prepared = prepare_rows(
-        config, tokenizer=machine.tokenizer, context_length=machine.facts.context_length, listener=listener
-    )
-    plan = plan_run(config, machine=machine, prepared=prepared)
+    given = settle(config, backend=machine.backend, device=machine.device, listener=listener)
+    prepared = prepare_for(machine, given, source=None, formatting=None, listener=listener)
+    by_rows = _left_to_the_rows(given)
+    advice = plan_run(by_rows, machine=machine, prepared=prepared, given=given).advice
+    # The figures in its comments are those of the config that is written.
+    plan = plan_run(_advised(by_rows, advice), machine=machine, prepared=prepared, given=given)
     head = "".join(f"# {line}".rstrip() + "\n" for line in _head(prepared, plan, machine))
-    return f"{head}\n{commented_config(plan.config, plan.choices)}"
+    return f"{head}\n{commented_config(plan.config, plan.settings)}"
+
+
+def _left_to_the_rows(given: Config) -> Config:
+    """The config with the rank and the passes for the rows to choose, where the user named none."""
+    names = ("training.num_train_epochs", *(["adapter.r"] if given.adapter.method == "lora" else []))
+    return _with(given, {name: "auto" for name in names if not _is_named(given, name)})
+
+
+def _is_named(given: Config, name: str) -> bool:
+    section, _, leaf = name.partition(".")
+    return leaf in getattr(given, section).model_fields_set
+
+
+def _advised(config: Config, advice: Iterable[Choice]) -> Config:
+    """The config as advised, but for advice that what the user gave contradicts."""
+    values = {choice.name: choice.value for choice in advice}
+    of_the_best = {name: values.pop(name) for name in _OF_THE_BEST if name in values}
+    for together in (values, of_the_best):
+        changed = _with(config, together)
+        config = config if any(contradictions(changed)) else changed
+    return config
+
+
+def _with(config: Config, values: dict[str, Value]) -> Config:
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        changed = getattr(config, section).model_copy(update={leaf: value})
+        config = config.model_copy(update={section: changed})
+    return config
 
 
 def _head(prepared: PreparedDataset, plan: RunPlan, machine: Machine) -> Iterator[str]:
@@ -34,6 +78,10 @@ def _head(prepared: PreparedDataset, plan: RunPlan, machine: Machine) -> Iterato
     )
     free = "" if machine.free_memory is None else f" of {_gigabytes(machine.free_memory)} free"
     yield f"Memory: about {_gigabytes(plan.memory.peak)} at the peak on {machine.device}{free}, by estimate."
+    if duration := reckoned_duration(plan, machine, prepared):
+        yield f"Time: {_time(duration.total)}, a rough estimate; truetune plan FILE --probe measures it."
+    for warning in plan.warnings:
+        yield from textwrap.wrap(f"Warning: {warning}", WIDTH - 2, subsequent_indent="  ")
     yield ""
     yield "truetune plan FILE      tells what the run will take; truetune find-lr FILE measures a learning rate"
     yield "truetune train FILE     trains; a setting may follow, and wins: learning_rate=1e-4"
@@ -43,3 +91,9 @@ def _head(prepared: PreparedDataset, plan: RunPlan, machine: Machine) -> Iterato
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return "under a minute"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

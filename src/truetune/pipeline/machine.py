@@ -6,7 +6,7 @@ from typing import Any
 
 from truetune.config.schema import Config
 from truetune.environment import set_computing, spinning_threads
-from truetune.errors import BackendError, ConfigError
+from truetune.errors import BackendError, ConfigError, first_line
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
 from truetune.model.hardware import (
@@ -34,6 +34,7 @@ from truetune.model.shape import ModelShape, configured_shape
 from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model, weight_bytes
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
+from truetune.pipeline.deployment import require_servable
 from truetune.training.session import LoadedModel, ModelRequest
 
 _LIBRARIES = ("truetune", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -133,7 +134,8 @@ def ask_machine(
     trust = config.model.trust_remote_code
     model_config = read_config(source, trust_remote_code=trust)
     facts = facts_of(model_config)
-    shape = configured_shape(model_config, trust_remote_code=trust)
+    shape = _shape(source, model_config, trust_remote_code=trust)
+    require_servable(config, model_type=facts.model_type, is_mixture=shape.blocks == "mixture")
     num_processes = _num_processes(config) if place is None else place.num_processes
     backend, reason = _backend(config, Situation(device, facts.model_type, num_processes, has_callbacks), place)
     return Machine(
@@ -152,6 +154,19 @@ def ask_machine(
         backend=backend,
         backend_reason=reason,
     )
+
+
+def _shape(source: ModelSource, model_config: Any, *, trust_remote_code: bool) -> ModelShape:
+    """The shape of the model that this configuration makes. BackendError if it makes no causal language model."""
+    try:
+        return configured_shape(model_config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if str(error).startswith("Unrecognized configuration class"):  # As transformers (5.24) says it.
+            message = f"{source.name} is not a causal language model: {model_config.model_type}"
+        else:
+            message = f"{source.name}: its configuration makes no model: {first_line(error)}"
+        hint = f"truetune trains causal language models; truetune models {source.name} says more"
+        raise BackendError(message, hint=hint) from error
 
 
 def _require_packages(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from truetune.errors import BackendError, TruetuneError, first_line
 from truetune.model.hardware import Device, Precision, free_memory, resolve_device, resolve_precision
 from truetune.model.headers import Headers, Listed
-from truetune.model.load import Quantization, facts_of
+from truetune.model.load import ModelFacts, Quantization, facts_of
 from truetune.model.shape import ModelShape, configured_shape
 from truetune.model.source import DEMO, ModelSource, cache_directory
 from truetune.model.stored import (
@@ -26,12 +26,14 @@ from truetune.model.stored import (
 )
 from truetune.model.tokenizer import load_tokenizer
 from truetune.model.unusual import Evidence, Oddity, Vocabulary, find_unusual
-from truetune.planning.memory import Workload, estimate, tokens_at_a_time
+from truetune.pipeline.workload import Longest, tokens_evaluated, tokens_trained
+from truetune.planning.hyperparameters import leaves_room
+from truetune.planning.memory import Workload, estimate
+from truetune.training.portions import words_at_a_time
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 _LENGTH, _RANK = 2048, 16
-_SPARE = 1.25
 _DEPTH = 2
 _REFUSALS = (
     ValueError,
@@ -131,16 +133,18 @@ def _described(
     facts = facts_of(configured.config) if configured.config else None
     context = facts.context_length if facts else _stated_context(settings, headers)
     quantization = _quantization(settings, facts.quantization if facts else "none")
-    shape = configured.shape
+    shape, size = configured.shape, sum(stored.sizes[file] for file in weights.files)
     return ModelDescription(
         name=stored.name,
         source=source,
         parameters=_parameters(headers, shape, settings),
-        bytes=sum(stored.sizes[file] for file in weights.files) or None,
+        bytes=size or None,
         context_length=context,
         template=_has_template(stored, headers),
         dtype=headers.dtype if headers else None,
-        needs=needs(shape, machine, context=context, quantization=quantization) if shape else dict.fromkeys(METHODS),
+        needs=_needs(shape, facts, weights, size, machine, quantization)
+        if shape and facts
+        else dict.fromkeys(METHODS),
         unusual=_unusual(stored, weights, headers, configured, settings, trust) if is_alone else (),
         problem=_incomplete(weights),
     )
@@ -207,56 +211,79 @@ def _incomplete(weights: Weights) -> str | None:
 # --- what it needs ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a base is loaded from: its quantisation, torch's name of its dtype, its bytes."""
+
+    quantization: Quantization
+    dtype: str
+    bytes: int
+
+
 def needs(
-    shape: ModelShape, machine: Here, *, context: int | None, quantization: Quantization | None
+    shape: ModelShape,
+    machine: Here,
+    *,
+    context: int | None,
+    quantization: Quantization | None,
+    dtype: str = "float32",
+    size: int = 0,
 ) -> Mapping[str, Need | None]:
     """What each method takes at its peak: batch 1, `max_length` 2048 or the context if that is shorter, rank 16.
 
     A base that is stored in 4 or 8 bits stays so, and is not trained whole; None stands for what is not known.
+    `dtype` and `size` in bytes are those of the files that it is loaded from.
     """
     length = min(_LENGTH, context or _LENGTH)
 
     def need(method: Method) -> Need | None:
         if quantization is None or (quantization != "none" and method == "full"):
             return None
-        return _need(shape, _workload(shape, machine, method, length, quantization), machine.free)
+        files = _Files(quantization, dtype, size)
+        return _need(shape, _workload(shape, machine, method, length, files), machine.free)
 
     return {method: need(method) for method in METHODS}
 
 
+def _needs(
+    shape: ModelShape,
+    facts: ModelFacts,
+    weights: Weights,
+    size: int,
+    machine: Here,
+    quantization: Quantization | None,
+) -> Mapping[str, Need | None]:
+    """Of a model in files of so many bytes; a GGUF is loaded from what is unpacked of it, in fp32."""
+    dtype = "float32" if weights.form == "gguf" else facts.dtype
+    size = 4 * shape.parameters if weights.form == "gguf" else size
+    return needs(shape, machine, context=facts.context_length, quantization=quantization, dtype=dtype, size=size)
+
+
 def _need(shape: ModelShape, work: Workload, free: int | None) -> Need:
     """Without gradient checkpointing where that leaves a quarter over, as `auto` decides."""
-    peak = estimate(shape, work, checkpointing=False).peak
-    checkpoints = free is not None and peak * _SPARE > free
+    memory = estimate(shape, work, checkpointing=False)
+    checkpoints = free is not None and not leaves_room(memory, free)
     if checkpoints:
-        peak = estimate(shape, work, checkpointing=True).peak
-    return Need(peak, None if free is None else peak <= free, checkpoints)
+        memory = estimate(shape, work, checkpointing=True)
+    return Need(memory.peak, None if free is None else memory.peak <= free, checkpoints)
 
 
-def _workload(shape: ModelShape, machine: Here, method: Method, length: int, stored: Quantization) -> Workload:
-    """A run of truetune's own settings with a row of this length."""
+def _workload(shape: ModelShape, machine: Here, method: Method, length: int, files: _Files) -> Workload:
+    """A run of truetune's own settings with a row of this length, to train and to validate on."""
     from truetune.model.hardware import DTYPES
-    from truetune.training.loss import words_at_a_time
-    from truetune.training.side_by_side import WORKERS
-    from truetune.training.slices import TOKENS
 
-    is_lora = method != "full"
-    quantization = stored if stored != "none" else "4bit" if method == "qlora" else "none"
-    is_shared = machine.device == "cpu" and is_lora and quantization == "none"
-    tokens = tokens_at_a_time(
-        limit=TOKENS.get(machine.device),
-        workers=WORKERS if is_shared else 1,
-        batch=1,
-        sequence=length,
-        longest=length,
-    )
+    is_lora, longest = method != "full", Longest(length, length, length)
+    quantization = files.quantization if files.quantization != "none" else "4bit" if method == "qlora" else "none"
+    is_on_plain_base = is_lora and quantization == "none"
+    tokens = tokens_trained(machine.device, batch=1, longest=longest, is_on_plain_base=is_on_plain_base)
+    dtype = DTYPES[machine.precision] if is_lora else "float32"
     return Workload(
         device=machine.device,
         trained=shape.adapter_weights(_RANK, "all-linear") if is_lora else shape.parameters,
         are_adapters=is_lora,
         adapter_rank=_RANK if is_lora else 0,
         recomputes=machine.device == "cpu" and is_lora,
-        dtype=DTYPES[machine.precision] if is_lora else "float32",
+        dtype=dtype,
         quantization=quantization,
         precision=machine.precision,
         optim="adamw_torch_fused",
@@ -264,6 +291,9 @@ def _workload(shape: ModelShape, machine: Here, method: Method, length: int, sto
         tokens=tokens,
         words=words_at_a_time(tokens, machine.device),
         longest=length,
+        evaluated=tokens_evaluated(machine.device, batch=1, longest=longest),
+        stored=files.bytes,
+        stored_as_loaded=quantization == "none" and files.dtype == dtype,
     )
 
 

@@ -13,6 +13,7 @@ from truetune.environment import usable_threads
 from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.hardware import lacks_compiler
+from truetune.pipeline.deployment import serving_warnings
 from truetune.pipeline.machine import Machine
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.workload import Longest, memory_of, trained_weights
@@ -36,16 +37,16 @@ _BATCH = 2
 class RunPlan:
     """`config` has no `auto` left and trains the same run again; `choices` say why each became what it is.
 
-    `reasons` say as much of settings left at their defaults, `warnings` what is out of the usual. By estimate,
-    `memory` is what the device holds at the peak, `disk_bytes` what checkpoints and trained weights take at most.
-    `amount` is what it computes.
+    `advice` is what the rules say of settings left at their defaults, `warnings` what is out of the usual, or takes
+    care where it is deployed. By estimate, `memory` is what the device holds at the peak, `disk_bytes` what
+    checkpoints and trained weights take at most. `amount` is what it computes.
     """
 
     config: Config
     sequences: Sequence[Tokenized | Packed]
     steps: Schedule
     choices: tuple[Choice, ...]
-    reasons: tuple[Choice, ...]
+    advice: tuple[Choice, ...]
     warnings: tuple[str, ...]
     longest: Longest
     memory: Memory
@@ -57,15 +58,23 @@ class RunPlan:
         return isinstance(self.sequences, PackedRows)
 
     @property
+    def reasons(self) -> tuple[Choice, ...]:
+        """Why settings that nobody named are what they are; where the rules advise otherwise, that too."""
+        return tuple(_reason(self.config, advice) for advice in self.advice)
+
+    @property
     def settings(self) -> tuple[Choice, ...]:
         """Every setting that is not the user's own, with its reason."""
         return (*self.choices, *self.reasons)
 
 
-def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> RunPlan:
-    """The plan of a run on these rows. The trainer follows it to the step."""
-    situation = _situation(config, machine, prepared)
-    given, (config, by_rows) = config, _decided(config, _by_rows(config, situation))
+def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, given: Config | None = None) -> RunPlan:
+    """The plan of a run on these rows. The trainer follows it to the step.
+
+    `given` is the config as the user gave it, where `config` has more set.
+    """
+    given, situation = given or config, _situation(config, machine, prepared)
+    config, by_rows = _decided(config, _by_rows(config, situation))
     lengths = _lengths(config, machine)
     sequences = _sequences(config, prepared, lengths)
     is_packed = isinstance(sequences, PackedRows)
@@ -89,12 +98,12 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset) -> 
         sequences=sequences,
         steps=steps,
         choices=choices,
-        reasons=tuple(_reasons(given, resolved, situation, steps, {choice.name for choice in choices})),
-        warnings=doubts(_usual_settings(resolved, steps), situation),
+        advice=tuple(_advice(given, resolved, situation, steps, {choice.name for choice in choices})),
+        warnings=(*doubts(_usual_settings(resolved, steps), situation), *_serving_warnings(resolved, machine)),
         longest=longest,
         memory=memory,
         amount=amount,
-        disk_bytes=_disk_bytes(resolved, amount, memory),
+        disk_bytes=_disk_bytes(resolved, amount, memory_of(resolved, replace(machine, is_sharded=False), longest)),
     )
 
 
@@ -134,7 +143,7 @@ def _by_rows(config: Config, situation: Situation) -> Iterator[Choice]:
 
 
 def _batch(config: Config, machine: Machine, longest: Longest, steps: Schedule) -> Iterator[Choice]:
-    """The most rows at a time that fit, of those that divide the effective batch; and the accumulation beside them."""
+    """The most rows at a time that fit, of those that divide the effective batch; and the accumulation with them."""
     if config.training.per_device_train_batch_size != "auto":
         return
     rows = _BATCH * steps.gradient_accumulation_steps
@@ -187,33 +196,51 @@ def _by_machine(config: Config, machine: Machine, longest: Longest, amount: Amou
         yield compilation(_long_run(config, machine, amount, checkpoints=checkpoints))
 
 
-def _reasons(
+def _advice(
     given: Config, resolved: Config, situation: Situation, steps: Schedule, decided: set[str]
 ) -> Iterator[Choice]:
-    """Why settings that nobody named are what they are; where the rules advise otherwise, that too."""
-    for advice in rules.recommendations(situation, accumulation=steps.gradient_accumulation_steps):
+    """What the rules say of settings that nobody named and nothing decided."""
+    adapter, training = resolved.adapter, resolved.training
+    recommended = rules.recommendations(
+        situation,
+        accumulation=steps.gradient_accumulation_steps,
+        r=int(adapter.r) if adapter.method == "lora" else None,
+        rate=float(training.learning_rate),
+    )
+    replaced = {"training.warmup_ratio"} if training.warmup_steps is not None else set()
+    for advice in recommended:
         section, _, name = advice.name.partition(".")
-        if advice.name in decided or name in getattr(given, section).model_fields_set:
-            continue
-        value = getattr(getattr(resolved, section), name)
-        if value == advice.value:
+        is_named = name in getattr(given, section).model_fields_set
+        if not is_named and advice.name not in decided | replaced:
             yield advice
-        else:
-            yield replace(advice, value=value, reason=f"the default; {advice.value} is advised: {advice.reason}")
+
+
+def _reason(config: Config, advice: Choice) -> Choice:
+    """The advice where the config follows it, else what it has instead."""
+    section, _, name = advice.name.partition(".")
+    value = getattr(getattr(config, section), name)
+    if value == advice.value:
+        return advice
+    return replace(advice, value=value, reason=f"the default; {advice.value} is advised: {advice.reason}")
+
+
+def _serving_warnings(config: Config, machine: Machine) -> tuple[str, ...]:
+    is_mixture = machine.shape.blocks == "mixture"
+    return serving_warnings(config, model_type=machine.facts.model_type, is_mixture=is_mixture)
 
 
 # --- the figures behind it ----------------------------------------------------------------------------------
 
 
 def _situation(config: Config, machine: Machine, prepared: PreparedDataset) -> Situation:
-    stats, is_lora = prepared.report.stats, config.adapter.method == "lora"
+    rows, held_out, is_lora = len(prepared.train), len(prepared.validation), config.adapter.method == "lora"
     at_one = config.model_copy(update={"adapter": config.adapter.model_copy(update={"r": 1, "modules_to_save": ()})})
     return Situation(
         method=config.adapter.method,
         parameters=machine.parameters,
-        rows=len(prepared.train),
-        learned_tokens=stats["supervised_tokens"],
-        validation_rows=len(prepared.validation),
+        rows=rows,
+        learned_tokens=round(prepared.report.stats["supervised_tokens"] * rows / max(1, rows + held_out)),
+        validation_rows=held_out,
         is_quantized=machine.quantization != "none",
         hidden=machine.shape.hidden,
         rank_weights=trained_weights(at_one, machine) if is_lora else None,
@@ -259,6 +286,8 @@ def _amount(config: Config, prepared: PreparedDataset, steps: Schedule) -> Amoun
 
 def _disk_bytes(config: Config, amount: Amount, memory: Memory) -> int:
     limit = config.checkpoints.save_total_limit
+    if limit is not None and config.evaluation.load_best_model_at_end:
+        limit = max(2, limit)  # The newest and the best stay.
     return run_bytes(memory, checkpoints=checkpoints_at_once(amount.checkpoints, limit=limit))
 
 
@@ -266,7 +295,7 @@ def _usual_settings(config: Config, steps: Schedule) -> Settings:
     adapter, training = config.adapter, config.training
     return Settings(
         learning_rate=float(training.learning_rate),
-        num_train_epochs=float(training.num_train_epochs),
+        num_train_epochs=steps.total_steps / steps.steps_per_epoch,
         warmup_steps=steps.warmup_steps,
         weight_decay=training.weight_decay,
         r=int(adapter.r) if adapter.method == "lora" else 16,
@@ -362,8 +391,7 @@ def train_job(
         num_train_epochs=float(training.num_train_epochs),
         max_steps=training.max_steps,
         per_device_train_batch_size=int(training.per_device_train_batch_size),
-        per_device_eval_batch_size=evaluation.per_device_eval_batch_size
-        or int(training.per_device_train_batch_size),
+        per_device_eval_batch_size=evaluation.per_device_eval_batch_size or int(training.per_device_train_batch_size),
         gradient_accumulation_steps=plan.steps.gradient_accumulation_steps,
         learning_rate=float(training.learning_rate),
         lr_scheduler_type=training.lr_scheduler_type,

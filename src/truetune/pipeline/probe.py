@@ -136,7 +136,9 @@ def _probe_job(job: TrainJob, plan: RunPlan) -> TrainJob:
     )
 
 
-def _read(clock: _Clock, tokens: Sequence[int], began: float, ended: float, validation: Sequence[Tokenized]) -> Probed:
+def _read(
+    clock: _Clock, tokens: Sequence[int], began: float, ended: float, validation: Sequence[Tokenized]
+) -> Probed:
     """What the clock's notes say; the first step has all that comes before it."""
     first, *others = [after - before for before, after in zip([began, *clock.steps], clock.steps, strict=False)]
     evaluated = clock.evaluated if clock.evaluated and clock.evaluated > clock.steps[-1] else None

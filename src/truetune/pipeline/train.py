@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from truetune.config.load import dump_config, load_config
+from truetune.config.load import load_config
 from truetune.config.schema import Config
 from truetune.data.examples import Record
 from truetune.errors import BackendError, CheckpointError, first_line
@@ -19,6 +19,7 @@ from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
 from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import prepare_for
+from truetune.pipeline.commented import commented_config
 from truetune.pipeline.duration import reckoned_duration
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
@@ -267,7 +268,7 @@ class _Training:
             write_text(directory.own_data, "".join(lines))
             data = config.data.model_copy(update={"path": str(directory.own_data)})
             config = config.model_copy(update={"data": data})
-        write_text(directory.config, dump_config(config))
+        write_text(directory.config, commented_config(config, plan.settings))
         write_json(directory.data_report, report.as_json())
         if self.resume_from is not None:
             for later in directory.go_back_to(self.resume_from):

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from truetune.config.schema import AdapterConfig, Config
+from truetune.model.hardware import Device
 from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
+from truetune.training.portions import TOKENS, WORKERS, words_at_a_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Longest:
 
 
 def memory_of(config: Config, machine: Machine, longest: Longest, *, checkpointing: bool | None = None) -> Memory:
-    """What the config's training takes on each device; `checkpointing` in place of the config's, which `auto` leaves off."""
+    """What the config's training takes on each device; `checkpointing` in place of its own, of which auto is off."""
     if checkpointing is None:
         checkpointing = config.training.gradient_checkpointing is True
     return estimate(machine.shape, workload(config, machine, longest), checkpointing=checkpointing)
@@ -25,27 +27,11 @@ def memory_of(config: Config, machine: Machine, longest: Longest, *, checkpointi
 
 def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
     """The training of a config whose rank and batch are decided."""
-    from truetune.training.loss import words_at_a_time
-    from truetune.training.side_by_side import WORKERS
-    from truetune.training.slices import TOKENS
-
-    adapter, training, shape = config.adapter, config.training, machine.shape
-    is_lora = adapter.method == "lora"
-    limit, batch = TOKENS.get(machine.device), int(training.per_device_train_batch_size)
-    is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none"
-    tokens = tokens_at_a_time(
-        limit=limit,
-        workers=WORKERS if is_shared else 1,
-        batch=batch,
-        sequence=longest.sequence,
-        longest=longest.row,
-    )
-    evaluated = tokens_at_a_time(
-        limit=limit,
-        batch=config.evaluation.per_device_eval_batch_size or batch,
-        sequence=longest.validation,
-        longest=longest.validation,
-    )
+    adapter, training = config.adapter, config.training
+    is_lora, batch = adapter.method == "lora", int(training.per_device_train_batch_size)
+    is_on_plain_base = is_lora and machine.quantization == "none"
+    tokens = tokens_trained(machine.device, batch=batch, longest=longest, is_on_plain_base=is_on_plain_base)
+    eval_batch = config.evaluation.per_device_eval_batch_size or batch
     dtype = stored_dtype(config, machine.precision)
     return Workload(
         device=machine.device,
@@ -61,11 +47,28 @@ def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
         tokens=tokens,
         words=words_at_a_time(tokens, machine.device),
         longest=longest.row,
-        evaluated=evaluated,
+        evaluated=tokens_evaluated(machine.device, batch=eval_batch, longest=longest),
         stored=machine.stored_bytes,
         stored_as_loaded=machine.quantization == "none" and machine.facts.dtype == dtype,
         shards=machine.num_processes if machine.is_sharded else 1,
     )
+
+
+def tokens_trained(device: Device, *, batch: int, longest: Longest, is_on_plain_base: bool) -> int:
+    """The most tokens that a step computes at once: on a CPU an adapter on a plain base has two slices at work."""
+    return tokens_at_a_time(
+        limit=TOKENS.get(device),
+        workers=WORKERS if device == "cpu" and is_on_plain_base else 1,
+        batch=batch,
+        sequence=longest.sequence,
+        longest=longest.row,
+    )
+
+
+def tokens_evaluated(device: Device, *, batch: int, longest: Longest) -> int:
+    """The most tokens that an evaluation computes at once."""
+    rows = longest.validation
+    return tokens_at_a_time(limit=TOKENS.get(device), batch=batch, sequence=rows, longest=rows)
 
 
 def trained_weights(config: Config, machine: Machine) -> int:
@@ -81,4 +84,3 @@ def _is_plain(adapter: AdapterConfig) -> bool:
     """True of a LoRA on all linear layers whose every layer is computed in one step."""
     is_everywhere = adapter.target_modules == "all-linear"
     return adapter.method == "lora" and is_everywhere and not (adapter.lora_dropout or adapter.use_dora)
-

@@ -4,7 +4,7 @@ What is kept for the backward pass was counted on Llama, Qwen and Gemma with tor
 tests/planning/test_memory.py holds the estimate within a quarter of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from truetune.model.shape import ModelShape
@@ -25,8 +25,33 @@ _LOGITS_COPIES = 3
 _ON_THE_WAY = 2
 """Layers whose offloaded activations are still, or again, on the GPU: a guess, not measured."""
 
-_FRAMEWORK = 600_000_000
-"""What Python, libraries, their kernels and the rows read ahead take once training begins."""
+_FRAMEWORK, _BEFORE_TRAINING = 600_000_000, 80_000_000
+"""What Python, libraries, their kernels and the rows read ahead take once training begins; less while loading."""
+
+_LOADED_AT_A_TIME = 12
+"""Linear layers that are in fp32 while a base is being quantised."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What a step takes of a CPU's memory beside weights and states: so many times what it keeps for the backward
+    pass (with checkpointing, the layers' inputs), so many matrices of embeddings, and bytes in any case."""
+
+    kept: float
+    embeddings: float
+    fixed: int = 0
+
+
+_ON_A_CPU = {
+    "adapters": _Fit(2.5, 0.6),
+    "all weights": _Fit(1.05, 2.0),
+    "quantised": _Fit(1.8, 0.0, 450_000_000),
+    "checkpointing": _Fit(5.3, 2.4),
+}
+"""Fitted to the runs of bench/plan.py (glibc, torch 2.13): what is freed lies between what is in use, and stays."""
+
+_EIGHT_BIT_STEP = 2.3
+"""Matrices of embeddings, in fp32, that an optimizer with 8-bit states makes at a time on a CPU, of each one there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +91,8 @@ class Memory:
 
     `weights` are the base's, `adapters` what learns beside them, both with their `gradients`; `casts` are copies in
     the dtype it computes in. Training peaks where the forward pass has ended: then `logits` or `backward`, whichever
-    is more, comes on top: some words' logits, one layer's gradients. `loading` is what reading weights takes, and
-    `evaluation` what a batch does that nothing is kept of.
+    is more, comes on top: some words' logits, one layer's gradients; `held` is what the allocator of a CPU's memory
+    holds besides. `loading` is what reading weights takes, and `evaluation` what a batch does that nothing is kept of.
     """
 
     weights: int
@@ -78,6 +103,7 @@ class Memory:
     activations: int
     logits: int
     backward: int
+    held: int = 0
     evaluation: int = 0
     loading: int = 0
     framework: int = _FRAMEWORK
@@ -98,11 +124,12 @@ class Memory:
             "casts": self.casts,
             "activations": self.activations,
             "loss" if self.logits >= self.backward else "backward": max(self.logits, self.backward),
+            "allocator": self.held,
             "framework": self.framework,
         }
         peak = sum(training.values())
         evaluating = self.weights + self.adapters + self.optimizer + self.casts + self.evaluation + self.framework
-        beyond = {"evaluation": evaluating - peak, "loading": self.loading + self.framework - peak}
+        beyond = {"evaluation": evaluating - peak, "loading": self.loading + self.framework - _BEFORE_TRAINING - peak}
         most = max(beyond, key=lambda name: beyond[name])
         return training | {name: max(0, size) if name == most else 0 for name, size in beyond.items()}
 
@@ -121,7 +148,7 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
     learned = _BYTES[work.dtype] if not work.are_adapters else 4
     base = _frozen(shape, work) if work.are_adapters else work.trained * learned
     gathered = 0 if shards == 1 else 2 * max(_layer_weights(shape), shape.vocabulary * shape.hidden) * computed
-    return Memory(
+    memory = Memory(
         weights=round(base / shards) + gathered,
         adapters=work.trained * learned // shards if work.are_adapters else 0,
         gradients=work.trained * learned // shards,
@@ -133,6 +160,27 @@ def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memor
         evaluation=_evaluation(shape, work),
         loading=_loading(shape, work),
     )
+    return replace(memory, held=_held(shape, work, memory, checkpointing)) if work.device == "cpu" else memory
+
+
+def _held(shape: ModelShape, work: Workload, memory: Memory, checkpointing: bool) -> int:
+    """What a step takes of a CPU's memory beyond the parts that are counted."""
+    fit = _ON_A_CPU[_kind(work, checkpointing)]
+    inputs = work.tokens * shape.layers * shape.hidden * _stream(work)
+    is_inputs = checkpointing and work.quantization == "none"
+    embeddings = shape.vocabulary * shape.hidden * (4 if not work.are_adapters or is_inputs else _computed(work))
+    taken = fit.kept * (inputs if is_inputs else memory.activations) + fit.embeddings * embeddings + fit.fixed
+    if "8bit" in work.optim and not work.are_adapters:
+        taken += _EIGHT_BIT_STEP * 4 * max(0, shape.parameters - shape.linear_weights)
+    return max(0, round(taken) - memory.activations - max(memory.logits, memory.backward))
+
+
+def _kind(work: Workload, checkpointing: bool) -> str:
+    if work.quantization != "none":
+        return "quantised"
+    if checkpointing:
+        return "checkpointing"
+    return "adapters" if work.are_adapters else "all weights"
 
 
 def _layer_weights(shape: ModelShape) -> int:
@@ -152,16 +200,21 @@ def _evaluation(shape: ModelShape, work: Workload) -> int:
 def _loading(shape: ModelShape, work: Workload) -> int:
     """Files are mapped and stay in memory until each weight has been made of them; the same dtype is not copied."""
     made = round(_frozen(shape, work)) if work.are_adapters else work.trained * _BYTES[work.dtype]
+    if work.quantization != "none":
+        made += _LOADED_AT_A_TIME * 4 * max((layer.inputs * layer.outputs for layer in shape.linear), default=0)
     return made if work.stored_as_loaded else work.stored + made
 
 
 def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: int, workers: int = 1) -> int:
-    """The most tokens computed at once: a batch of sequences, cut between samples to about `limit` for each worker.
+    """The most tokens computed at once: a batch of sequences, cut between samples into slices of about the limit.
 
-    A slice may be half as long again as the limit, and a sample is never cut.
+    A sample is never cut. So many workers have a slice each, unless one is half as long again as the limit.
     """
     whole = batch * sequence
-    return whole if limit is None else min(whole, max(workers * limit * 3 // 2, longest))
+    if limit is None:
+        return whole
+    piece = max(round(whole / max(1, round(whole / limit))), longest)
+    return min(whole, piece * (workers if piece <= 1.5 * limit else 1))
 
 
 def _frozen(shape: ModelShape, work: Workload) -> float:

@@ -42,7 +42,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Seconds of a run, from the first step to the last save; the model is loaded before. `source` is how it is known."""
+    """Seconds of a run, from the first step to the last save; the model has loaded. `source` is how it is known."""
 
     training: float
     evaluating: float
@@ -104,7 +104,7 @@ def reckoned(
     is_quantized: bool,
     checkpointing: bool,
 ) -> Duration:
-    """The run's time at `rate` operations a second, where the share `learned` of all tokens meets the output layer."""
+    """The run's time at `rate` operations a second, where a share `learned` of the tokens meets the output layer."""
     passes = 2 + (0 if are_adapters else 1) + (1 if checkpointing else 0)
     slower = _QUANTIZED if is_quantized else 1.0
     forward = 2 * (shape.linear_weights + learned * shape.vocabulary * shape.hidden) * slower / rate
@@ -123,6 +123,6 @@ def gpu_rate(peak: float, count: int) -> float:
 
 
 def spread(lengths: Sequence[int], count: int, *, offset: float) -> list[int]:
-    """Places of `count` sequences, by length evenly from the shortest to the longest; `offset` (0 to 1) shifts them."""
+    """Places of `count` sequences, by length evenly from the shortest to the longest; `offset` (0 to 1) shifts it."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[int((place + offset) / count * len(order))] for place in range(count)]

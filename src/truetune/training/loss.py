@@ -12,17 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-_LOGITS = {"cpu": 1 << 20}
-"""Logits that are held at a time: on a CPU what its caches hold."""
-_LOGITS_ELSEWHERE = 1 << 24
-_FEWEST_WORDS = 1024
-"""Words at a time, however many tokens there are: with fewer, a product takes as long as with these."""
-
-
-def words_at_a_time(tokens: int, device: str) -> int:
-    """How many words' logits are held at a time, for so many tokens."""
-    words = _LOGITS.get(device, _LOGITS_ELSEWHERE) // max(tokens, 1)
-    return max(_FEWEST_WORDS, words // _FEWEST_WORDS * _FEWEST_WORDS)
+from truetune.training.portions import words_at_a_time as words_at_a_time
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from truetune.training.portions import WORKERS as WORKERS
+
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-
-WORKERS = 2
-"""Each more would hold the activations of another slice."""
 
 _KNOWN = ("torch.", "transformers.", "peft.", "truetune.")
 """Packages whose modules keep nothing of what they compute but what `_problem` looks for."""

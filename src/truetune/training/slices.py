@@ -8,10 +8,9 @@ from itertools import accumulate, pairwise
 
 import torch
 
-Batch = dict[str, torch.Tensor]
+from truetune.training.portions import TOKENS as TOKENS
 
-TOKENS: dict[str, int | None] = {"cpu": 512}
-"""About how many tokens are computed at a time: a CPU gains little from more, a GPU takes all it is given."""
+Batch = dict[str, torch.Tensor]
 
 
 def slices(batch: Batch, tokens: int | None) -> list[Batch]:

@@ -1,0 +1,51 @@
+"""`plan --probe`: real steps of the run itself, timed and weighed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import arithmetic_rows, write_jsonl
+from truetune.cli import main
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUETUNE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_probe_tells_time_and_memory_by_real_steps_and_leaves_nothing(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = arithmetic_rows(30)
+    for place in (3, 9, 17, 24):
+        rows[place]["output"] = f"answer {place} " * 60
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    words = ["plan", "--model", str(tiny_base), "--data", str(data), "test_size=0.3", "precision=fp32"]
+    assert main([*words, f"output_dir={tmp_path / 'run'}", "--probe", "--price-per-hour", "3600", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    probe, time = told["probe"], told["time"]
+    assert probe["largest"]["tokens"] > 560 > probe["usual"]["tokens"]
+    assert all(probe[step]["seconds"] > 0 for step in ("first", "largest", "usual", "evaluation"))
+    assert 0 < probe["evaluation"]["tokens"] <= told["tokens"] / 2
+    assert (time["source"], told["seconds"]) == (
+        "probe",
+        sum(time[part] for part in ("training", "evaluating", "saving")),
+    )
+    rate = probe["evaluation"]["seconds"] / probe["evaluation"]["tokens"]
+    assert time["evaluating"] >= told["evaluations"] * probe["evaluation"]["tokens"] * rate * 0.999
+    assert 0 < probe["saving"] < 60
+    assert time["saving"] == pytest.approx(told["checkpoints"] * probe["saving"])
+    assert told["cost"] == pytest.approx(told["seconds"])
+    memory = told["memory"]
+    assert memory["peak_bytes"] == sum(memory["parts"].values())
+    assert "not estimated" in memory["parts"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_measures_this_machine_alone(tiny_base: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(tiny_base), "--probe"]
+    assert main([*words, "--data", str(rows), "--device", "t4"]) == 2
+    assert "a probe measures this machine" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "--data" in capsys.readouterr().err

@@ -189,8 +189,8 @@ def show_forecast(found: "Forecast") -> None:
     _show_memory(console, found, by="measured" if found.probed else "about")
     if found.duration:
         about = "by the probe" if found.duration.source == "probe" else "a rough estimate; --probe measures it"
-        cost = "" if found.cost is None else f", for {found.cost:,.2f} at the price given"
-        console.print(f"time: {_duration(found.duration.total)}{cost} ({about})")
+        cost = "" if found.cost is None else f", for {_price(found.cost)} at the price given"
+        console.print(f"time: {_about(found.duration.total)}{cost} ({about})")
     console.print(f"disk: at most {_gigabytes(plan.disk_bytes)} of checkpoints and weights")
     _show_warnings(console, plan.warnings)
     _show_settings(console, plan.settings)
@@ -200,9 +200,10 @@ def show_outline(found: "Outline") -> None:
     """Memory by part and what hangs on the machine; the rest needs rows."""
     console = Console(highlight=False, soft_wrap=True)
     size = found.config.training.per_device_train_batch_size
-    console.print(f"without rows: {size} at a time, each of the most that fits, {found.length:,} tokens")
+    console.print(f"without rows: {size} at a time, each as long as it may be, {found.length:,} tokens")
     _show_memory(console, found, by="about")
     console.print(f"disk: {_gigabytes(found.checkpoint_bytes)} a checkpoint, with the weights at the end")
+    _show_warnings(console, found.warnings)
     _show_settings(console, found.choices)
     console.print("steps, tokens and time need rows: --data DATA")
 
@@ -461,6 +462,14 @@ def ask(prompt: str) -> str | None:
         return input(prompt)
     except EOFError:
         return None
+
+
+def _about(seconds: float) -> str:
+    return _duration(seconds) if seconds >= 1 else "less than a second"
+
+
+def _price(cost: float) -> str:
+    return f"{cost:,.2f}" if cost >= 0.01 else "less than 0.01"
 
 
 def _duration(seconds: float) -> str:

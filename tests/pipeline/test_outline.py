@@ -18,7 +18,7 @@ from truetune.errors import BackendError
 from truetune.model import hardware
 from truetune.model.source import demo_file
 from truetune.model.stored import folder_model
-from truetune.pipeline import outline
+from truetune.pipeline import outline, read_machine
 from truetune.pipeline.forecast import forecast_model
 from truetune.pipeline.outline import Outline
 
@@ -40,7 +40,7 @@ def told(model: Path | str, *settings: str, device: str | None = None) -> Outlin
 def without_reading(monkeypatch: pytest.MonkeyPatch, model: Path | str, *settings: str, **options: Any) -> Outline:
     """The same by way of torch and transformers."""
     with monkeypatch.context() as patched:
-        patched.setattr(outline, "_read_machine", lambda *_, **__: None)
+        patched.setattr(outline, "read_machine", lambda *_, **__: None)
         return told(model, *settings, **options)
 
 
@@ -72,7 +72,7 @@ SETTINGS = {
 def test_a_plan_from_files_alone_is_that_from_torch_and_transformers(
     settings: tuple[str, ...], device: str | None, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outline, "_has_gpu", lambda: False)
+    monkeypatch.setattr(read_machine, "_has_gpu", lambda: False)
     slow = without_reading(monkeypatch, tiny_base, *settings, device=device)
     monkeypatch.setattr(outline, "ask_machine", lambda *_, **__: pytest.fail("torch was asked"))
     assert comparable(told(tiny_base, *settings, device=device)) == comparable(slow)
@@ -107,7 +107,7 @@ def test_a_model_on_the_hub_is_planned_for_by_the_beginning_of_its_files(tiny_ba
 
 
 def test_linux_and_torch_agree_on_whether_this_cpu_computes_in_bf16() -> None:
-    assert outline.has_native_bf16() == hardware.has_native_bf16("cpu")
+    assert read_machine.has_native_bf16() == hardware.has_native_bf16("cpu")
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, model: Path | str, *settings: str) -> bool:
@@ -128,10 +128,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, model: Path | str, *settings: str) ->
 def test_torch_is_asked_wherever_a_gpu_may_be(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outline, "nvidia_gpus", tuple)
-    monkeypatch.setattr(outline, "_GPU_FILES", (str(tmp_path / "none"),))
+    monkeypatch.setattr(read_machine, "nvidia_gpus", tuple)
+    monkeypatch.setattr(read_machine, "_GPU_FILES", (str(tmp_path / "none"),))
     assert not asked(monkeypatch, tiny_base)
-    monkeypatch.setattr(outline, "_GPU_FILES", (str(tmp_path),))
+    monkeypatch.setattr(read_machine, "_GPU_FILES", (str(tmp_path),))
     assert asked(monkeypatch, tiny_base)
     assert not asked(monkeypatch, tiny_base, "model.device=cpu")
     assert asked(monkeypatch, tiny_base, "model.device=cuda")
@@ -140,8 +140,8 @@ def test_torch_is_asked_wherever_a_gpu_may_be(
 def test_torch_is_asked_about_a_precision_that_this_cpu_lacks(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outline, "_has_gpu", lambda: False)
-    monkeypatch.setattr(outline, "has_native_bf16", lambda: False)
+    monkeypatch.setattr(read_machine, "_has_gpu", lambda: False)
+    monkeypatch.setattr(read_machine, "has_native_bf16", lambda: False)
     assert asked(monkeypatch, tiny_base, "precision=bf16")
     assert asked(monkeypatch, tiny_base, "precision=fp16")
     assert not asked(monkeypatch, tiny_base)
@@ -177,7 +177,7 @@ def test_of_a_hub_model_in_many_files_no_headers_are_fetched(
 ) -> None:
     read: list[int] = []
     stored = replace(folder_model(tiny_base, name="org/large", kind="hub"), first=lambda _, count: read.append(count))
-    monkeypatch.setattr(outline, "find_stored", lambda *_, **__: stored)
-    monkeypatch.setattr(outline, "_MOST_FETCHED", 0)
+    monkeypatch.setattr(read_machine, "find_stored", lambda *_, **__: stored)
+    monkeypatch.setattr(read_machine, "_MOST_FETCHED", 0)
     assert asked(monkeypatch, "org/large", "model.device=cpu")
     assert not read

@@ -92,12 +92,14 @@ def lacks_compiler() -> str | None:
 
 def free_memory(device: Device) -> int | None:
     """The bytes that a training can still take on `device`; None where that cannot be asked."""
-    import torch
-
     match device:
         case "cuda":
+            import torch
+
             return int(torch.cuda.mem_get_info()[0])
         case "mps":
+            import torch
+
             return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
         case "cpu":
             from psutil import virtual_memory  # type: ignore[import-untyped]

@@ -109,6 +109,15 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in there}
 
 
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """What is known of a model before its weights load."""
+
+    source: ModelSource
+    facts: ModelFacts
+    shape: ModelShape
+
+
 def ask_machine(
     config: Config,
     listener: Listener,
@@ -122,19 +131,41 @@ def ask_machine(
     The machine is this one, or the `place` to plan for, of which what is installed is not known.
     """
     if place is None:
-        _require_packages(config)
+        require_packages(config)
         set_computing()
-    device, precision = _device(config, listener) if place is None else _device_there(config, place)
-    _require_possible(config, device, precision)
+    device, precision = _device(config, listener) if place is None else device_there(config, place)
+    require_possible(config, device, precision)
     if place is None:
         slow = (spinning_threads() if device == "cpu" else None, emulated(precision, device))
         for problem in filter(None, slow):
             listener.warn(problem)
-    source = resolve_model(config.model.name_or_path, revision=config.model.revision)
+    model = _known_model(config)
     trust = config.model.trust_remote_code
-    model_config = read_config(source, trust_remote_code=trust)
-    facts = facts_of(model_config)
-    shape = _shape(source, model_config, trust_remote_code=trust)
+    return machine_of(
+        config,
+        model,
+        device=device,
+        precision=precision,
+        place=place,
+        has_callbacks=has_callbacks,
+        tokenizer=load_tokenizer(model.source, trust_remote_code=trust) if with_tokenizer else None,
+        fingerprint=fingerprint(model.source) if with_tokenizer else None,
+    )
+
+
+def machine_of(
+    config: Config,
+    model: KnownModel,
+    *,
+    device: Device,
+    precision: Precision,
+    place: Place | None,
+    has_callbacks: bool = False,
+    tokenizer: Any = None,
+    fingerprint: str | None = None,
+) -> Machine:
+    """The machine for a model that is known. ConfigError or BackendError for what the two do not allow together."""
+    facts, shape = model.facts, model.shape
     require_servable(config, model_type=facts.model_type, is_mixture=shape.blocks == "mixture")
     num_processes = _num_processes(config) if place is None else place.num_processes
     backend, reason = _backend(config, Situation(device, facts.model_type, num_processes, has_callbacks), place)
@@ -142,18 +173,26 @@ def ask_machine(
         device=device,
         precision=precision,
         quantization=_quantization(config, facts, is_here=place is None),
-        source=source,
-        tokenizer=load_tokenizer(source, trust_remote_code=trust) if with_tokenizer else None,
+        source=model.source,
+        tokenizer=tokenizer,
         facts=facts,
         shape=shape,
-        stored_bytes=weight_bytes(source) or shape.parameters * _BYTES.get(facts.dtype, 4),
+        stored_bytes=weight_bytes(model.source) or shape.parameters * _BYTES.get(facts.dtype, 4),
         free_memory=free_memory(device) if place is None else place.memory,
         num_processes=num_processes,
         is_sharded=place is not None and place.is_sharded,
-        fingerprint=fingerprint(source),
+        fingerprint=fingerprint,
         backend=backend,
         backend_reason=reason,
     )
+
+
+def _known_model(config: Config) -> KnownModel:
+    """By transformers' configuration, and the empty model that it makes."""
+    source = resolve_model(config.model.name_or_path, revision=config.model.revision)
+    trust = config.model.trust_remote_code
+    model_config = read_config(source, trust_remote_code=trust)
+    return KnownModel(source, facts_of(model_config), _shape(source, model_config, trust_remote_code=trust))
 
 
 def _shape(source: ModelSource, model_config: Any, *, trust_remote_code: bool) -> ModelShape:
@@ -169,7 +208,7 @@ def _shape(source: ModelSource, model_config: Any, *, trust_remote_code: bool) -
         raise BackendError(message, hint=hint) from error
 
 
-def _require_packages(config: Config) -> None:
+def require_packages(config: Config) -> None:
     """BackendError for what the settings need and is not installed here."""
     from truetune.training.trackers import require_trackers
 
@@ -185,7 +224,8 @@ def _device(config: Config, listener: Listener) -> tuple[Device, Precision]:
     return device, resolve_precision(config.training.precision, device)
 
 
-def _device_there(config: Config, place: Place) -> tuple[Device, Precision]:
+def device_there(config: Config, place: Place) -> tuple[Device, Precision]:
+    """The device and the precision at another place. BackendError for one that it does not have."""
     wanted = config.training.precision
     if wanted == "bf16" and not place.has_native_bf16:
         raise BackendError(
@@ -203,7 +243,7 @@ def _backend(config: Config, situation: Situation, place: Place | None) -> tuple
     return ("trl", f"what is installed on {place.name} is not known") if wanted == "auto" else (wanted, "asked for")
 
 
-def _require_possible(config: Config, device: Device, precision: Precision) -> None:
+def require_possible(config: Config, device: Device, precision: Precision) -> None:
     """BackendError for settings that this device cannot honour."""
     require_dtype(config.model.dtype, device)
     if config.training.activation_offloading and device != "cuda":

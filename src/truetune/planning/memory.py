@@ -51,7 +51,7 @@ _ON_A_CPU = {
 """Fitted to the runs of bench/plan.py (glibc, torch 2.13): what is freed lies between what is in use, and stays."""
 
 _EIGHT_BIT_STEP = 2.3
-"""Matrices of embeddings, in fp32, that an optimizer with 8-bit states makes at a time on a CPU, of each one there."""
+"""So many matrices of embeddings, in fp32, an optimizer with 8-bit states makes on a CPU for each one there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,9 @@ class Workload:
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
     with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
     scores; `evaluated` ones are at a time in an evaluation. `dtype` is torch's name of the base's, which lies on the
-    disk in `stored` bytes. Weights, gradients and states are split over so many `shards` (FSDP, ZeRO 3). With `recomputes`, plain adapters on all linear layers make again
-    what norms and the first layers of MLPs made, as they do on a CPU.
+    disk in `stored` bytes. Weights, gradients and states are split over so many `shards` (FSDP, ZeRO 3). With
+    `recomputes`, plain adapters on all linear layers make again what norms and the first layers of MLPs made, as they
+    do on a CPU.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -92,7 +93,7 @@ class Memory:
     `weights` are the base's, `adapters` what learns beside them, both with their `gradients`; `casts` are copies in
     the dtype it computes in. Training peaks where the forward pass has ended: then `logits` or `backward`, whichever
     is more, comes on top: some words' logits, one layer's gradients; `held` is what the allocator of a CPU's memory
-    holds besides. `loading` is what reading weights takes, and `evaluation` what a batch does that nothing is kept of.
+    holds besides. `loading` is what reading weights takes, `evaluation` what a batch does of which nothing is kept.
     """
 
     weights: int
@@ -198,10 +199,13 @@ def _evaluation(shape: ModelShape, work: Workload) -> int:
 
 
 def _loading(shape: ModelShape, work: Workload) -> int:
-    """Files are mapped and stay in memory until each weight has been made of them; the same dtype is not copied."""
+    """What loading takes of the device. A CPU's memory has the mapped files too, where weights are made of them."""
     made = round(_frozen(shape, work)) if work.are_adapters else work.trained * _BYTES[work.dtype]
+    largest = 4 * max((layer.inputs * layer.outputs for layer in shape.linear), default=0)
+    if work.device != "cpu":
+        return made // work.shards + (largest if work.quantization != "none" else 0)
     if work.quantization != "none":
-        made += _LOADED_AT_A_TIME * 4 * max((layer.inputs * layer.outputs for layer in shape.linear), default=0)
+        made += _LOADED_AT_A_TIME * largest
     return made if work.stored_as_loaded else work.stored + made
 
 
@@ -230,7 +234,7 @@ def _casts(shape: ModelShape, work: Workload) -> int:
     """Autocast keeps a copy of every matrix that it casts."""
     if not _is_cast(work) or work.quantization != "none":
         return 0
-    return (shape.linear_weights + shape.vocabulary * shape.hidden) * _computed(work)
+    return (shape.linear_weights + shape.vocabulary * shape.hidden) * _computed(work) // work.shards
 
 
 def _state_bytes(optim: str) -> float:

@@ -54,7 +54,7 @@ gpu-check: $(INSTALLED)
 
 # Runs every command and example of README and docs/.
 docs: $(INSTALLED)
-	$(BIN)/pytest tests/docs
+	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/docs
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """Is the plan true? Real trainings beside what `truetune plan` says of them: peak memory, and time with a probe.
 
-    .venv/bin/python bench/plan.py [--only NAME …] [--cuda] [--time] [--steps 3] [--quick]
+    .venv/bin/python bench/plan.py [--only NAME …] [--cuda] [--time] [--steps 4] [--quick]
                                    [--json FILE] [--again FILE] [--markdown]
 
 Each case is a model (SmolLM2-135M, or a random one made here: deep, wide, of a large vocabulary), a method, a length
@@ -35,6 +35,7 @@ ENVIRONMENT = {
 }
 CHILD = Path(__file__).with_name("plan_models.py")
 HALF_A_MINUTE = 30.0
+SENTENCE = "the train to Oslo leaves at seven from platform two and takes four hours with one change in Hamar"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ CASES = (
     Case("qwen", 1024, 2, FULL),
     Case("gpt2", 512, 2),
 )
+HELD_OUT = (
+    Case("demo", 1024, 2),
+    Case("demo", 256, 4, {**FULL, **FP32}),
+    Case("qwen", 256, 4),
+    Case("qwen", 1024, 1, {**FULL, **EIGHT_BIT}),
+    Case("deep", 512, 2, QLORA),
+    Case("words", 4096, 1, CHECKPOINTING),
+    Case("wide", 512, 4, {**FULL, **CHECKPOINTING}),
+    Case("gpt2", 1024, 1, FULL),
+)
+"""Trainings that the estimate was not fitted to, as it was to CASES: they are summed up by themselves."""
+
 QUICK = (Case("tiny", 64, 2), Case("tiny", 64, 2, FULL))
 
 
@@ -140,7 +153,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names contain one of them")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", type=Path)
@@ -158,7 +171,7 @@ class Bench:
 
     def measures(self) -> Iterator[Measure]:
         """A measure of each case, told as it comes; what fails is told and left out."""
-        cases = [case for case in (QUICK if self.options.quick else CASES) if self._is_wanted(case)]
+        cases = [case for case in (QUICK if self.options.quick else (*CASES, *HELD_OUT)) if self._is_wanted(case)]
         names = sorted({case.model for case in cases if case.model != "demo"})
         subprocess.run([sys.executable, str(CHILD), str(self.folder), *names, *self._size()], check=True)
         earlier = json.loads(self.options.again.read_text()) if self.options.again else []
@@ -223,13 +236,15 @@ class Bench:
 
 
 def write_rows(path: Path, length: int) -> None:
-    """Rows of a third to over `length` tokens, cut to it: of bytes for random models, of words for the real one."""
+    """Rows cut to `length` tokens, bytes of the random models and words of the real one; each fourth is shorter.
+
+    So that some step has the largest batch there is: what the plan tells is the peak of that.
+    """
     chosen = random.Random(length)
-    sentence = "the train to Oslo leaves at seven from platform two and takes four hours with one change"
-    words = sentence.split()
+    words = SENTENCE.split()
     with path.open("w", encoding="utf-8") as file:
         for number in range(60):
-            count = chosen.randint(length // 3, length) if number % 4 else 2 * length
+            count = 2 * length if number % 4 else chosen.randint(length // 3, length)
             text = " ".join(chosen.choices(words, k=count))
             row = {"instruction": f"{number}: {text[: count // 8]}", "output": f"{number} {text}"}
             file.write(json.dumps(row) + "\n")
@@ -268,7 +283,9 @@ def tell(measures: Sequence[Measure], *, is_markdown: bool) -> None:
         for each in measures:
             sizes = f"{each.planned_bytes / 1e9:.2f} | {each.bytes / 1e9:.2f} | {each.memory_error:+.1%}"
             print(f"| {each.name} | {sizes} |")
-    summarise("memory", [each.memory_error for each in measures])
+    unseen = {case.name for case in HELD_OUT}
+    summarise("memory", [each.memory_error for each in measures if each.name not in unseen])
+    summarise("memory, not fitted to", [each.memory_error for each in measures if each.name in unseen])
     summarise("time", [each.time_error for each in measures if each.time_error is not None])
 
 

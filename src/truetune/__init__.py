@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from truetune.migrate.importer import Imported
     from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.forecast import Forecast
+    from truetune.pipeline.outline import Outline
     from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.train import Run
 
@@ -48,6 +49,7 @@ _HOMES = {
     "PreparedDataset": "truetune.pipeline.prepare",
     "RangeTest": "truetune.pipeline.find_lr",
     "Forecast": "truetune.pipeline.forecast",
+    "Outline": "truetune.pipeline.outline",
     "Report": "truetune.data.rules",
     "Imported": "truetune.migrate.importer",
     **dict.fromkeys(
@@ -68,6 +70,7 @@ __all__ = [
     "DataError",
     "Forecast",
     "Imported",
+    "Outline",
     "PreparedDataset",
     "RangeTest",
     "Report",

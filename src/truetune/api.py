@@ -15,8 +15,9 @@ from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
 from truetune.pipeline.fix import Fixed, fix_rows
-from truetune.pipeline.forecast import Forecast, forecast_run
+from truetune.pipeline.forecast import Forecast, forecast
 from truetune.pipeline.inspect import Inspection, inspect_rows
+from truetune.pipeline.outline import Outline
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting
 from truetune.pipeline.train import Run, open_run, train_run
@@ -81,15 +82,16 @@ def plan(
     price_per_hour: float | None = None,
     listener: Listener | None = None,
     **settings: Any,
-) -> Forecast:
+) -> Forecast | Outline:
     """What the run that these arguments would train does and takes: steps, memory in bytes, seconds, settings, why.
 
     For this machine, or for another `device` ("RTX 4090", "h100:8", used in `parallel`); a `probe` trains some steps
-    here and plans by what they took. `price_per_hour`, of the whole machine, tells the cost.
+    here and plans by what they took. `price_per_hour`, of the whole machine, tells the cost. Without `data` it is an
+    Outline: what rows of the longest length take.
     """
     listener = listener or LogListener()
     resolved, rows = _config(config, model, data, None, settings, listener)
-    return forecast_run(
+    return forecast(
         resolved,
         rows=rows,
         formatting=formatting,

@@ -95,7 +95,9 @@ def _parser() -> _Parser:
         help="of several devices: each holds everything (ddp, the default), or its share (fsdp)",
     )
     plan.add_argument("--probe", action="store_true", help="train a few real steps here, and plan by what they took")
-    plan.add_argument("--fit", action="store_true", help="write what makes the run fit into RUN.yaml; without one, print it")
+    plan.add_argument(
+        "--fit", action="store_true", help="write what makes the run fit into RUN.yaml; without one, print it"
+    )
     plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of the whole machine: tells the cost")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 

@@ -96,38 +96,27 @@ def _plan(options: argparse.Namespace) -> int:
 
     with closing(ConsoleListener()) as listener:
         config = _load(options, listener, required=())
-        if config.data.path is None:
-            found = _outline(options, config, listener)
-            show_json(found.as_json()) if options.json else show_outline(found)
+        from truetune.pipeline.forecast import Forecast, forecast
+
+        found = forecast(
+            config,
+            device=options.device,
+            parallel=options.parallel,
+            probe=options.probe,
+            price_per_hour=options.price_per_hour,
+            listener=listener,
+        )
+        if options.json:
+            show_json(found.as_json())
+        elif isinstance(found, Forecast):
+            show_forecast(found)
         else:
-            found = _forecast(options, config, listener)
-            show_json(found.as_json()) if options.json else show_forecast(found)
+            show_outline(found)
         if options.fit and found.changes:
             _write_changes(options, found, listener)
         elif options.fit and found.changes is not None:
             listener.say("it fits as it is: nothing to change")
     return 1 if found.fits is False and not (options.fit and found.changes) else 0
-
-
-def _outline(options: argparse.Namespace, config: "Config", listener: Any) -> Any:
-    if options.probe or options.price_per_hour is not None:
-        raise ConfigError("--probe and --price-per-hour need rows", hint="name them: --data DATA")
-    from truetune.pipeline.forecast import forecast_model
-
-    return forecast_model(config, device=options.device, parallel=options.parallel, listener=listener)
-
-
-def _forecast(options: argparse.Namespace, config: "Config", listener: Any) -> Any:
-    from truetune.pipeline.forecast import forecast_run
-
-    return forecast_run(
-        config,
-        device=options.device,
-        parallel=options.parallel,
-        probe=options.probe,
-        price_per_hour=options.price_per_hour,
-        listener=listener,
-    )
 
 
 def _write_changes(options: argparse.Namespace, found: Any, listener: Any) -> None:

@@ -92,6 +92,34 @@ class Forecast:
         }
 
 
+def forecast(
+    config: Config,
+    *,
+    rows: Rows | None = None,
+    formatting: Formatting | None = None,
+    device: str | None = None,
+    parallel: Parallel = "ddp",
+    probe: bool = False,
+    price_per_hour: float | None = None,
+    listener: Listener | None = None,
+) -> Forecast | Outline:
+    """What the config's run takes; where no rows are named, what is known without them."""
+    if rows is None and config.data.path is None:
+        if probe or price_per_hour is not None:
+            raise ConfigError("a probe, and a price, need rows", hint="name them: --data DATA")
+        return forecast_model(config, device=device, parallel=parallel, listener=listener)
+    return forecast_run(
+        config,
+        rows=rows,
+        formatting=formatting,
+        device=device,
+        parallel=parallel,
+        probe=probe,
+        price_per_hour=price_per_hour,
+        listener=listener,
+    )
+
+
 def forecast_run(
     config: Config,
     *,

@@ -274,8 +274,8 @@ def _workload(shape: ModelShape, machine: Here, method: Method, length: int, fil
 
     is_lora, longest = method != "full", Longest(length, length, length)
     quantization = files.quantization if files.quantization != "none" else "4bit" if method == "qlora" else "none"
-    is_on_plain_base = is_lora and quantization == "none"
-    tokens = tokens_trained(machine.device, batch=1, longest=longest, is_on_plain_base=is_on_plain_base)
+    is_shared = machine.device == "cpu" and is_lora and quantization == "none"
+    tokens, are_side_by_side = tokens_trained(machine.device, batch=1, longest=longest, is_shared=is_shared)
     dtype = DTYPES[machine.precision] if is_lora else "float32"
     return Workload(
         device=machine.device,
@@ -291,6 +291,7 @@ def _workload(shape: ModelShape, machine: Here, method: Method, length: int, fil
         tokens=tokens,
         words=words_at_a_time(tokens, machine.device),
         longest=length,
+        is_side_by_side=are_side_by_side,
         evaluated=tokens_evaluated(machine.device, batch=1, longest=longest),
         stored=files.bytes,
         stored_as_loaded=quantization == "none" and files.dtype == dtype,

@@ -1,11 +1,12 @@
 """What a config's training asks of memory on a machine: the one place where settings become planning's values."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from truetune.config.schema import AdapterConfig, Config
 from truetune.model.hardware import Device
 from truetune.pipeline.machine import Machine, stored_dtype
-from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
+from truetune.planning.memory import Memory, Workload, estimate, is_side_by_side, tokens_at_a_time
 from truetune.training.portions import TOKENS, WORKERS, words_at_a_time
 
 
@@ -22,15 +23,16 @@ def memory_of(config: Config, machine: Machine, longest: Longest, *, checkpointi
     """What the config's training takes on each device; `checkpointing` in place of its own, of which auto is off."""
     if checkpointing is None:
         checkpointing = config.training.gradient_checkpointing is True
-    return estimate(machine.shape, workload(config, machine, longest), checkpointing=checkpointing)
+    work = workload(config, machine, longest, checkpointing=checkpointing)
+    return estimate(machine.shape, work, checkpointing=checkpointing)
 
 
-def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
+def workload(config: Config, machine: Machine, longest: Longest, *, checkpointing: bool) -> Workload:
     """The training of a config whose rank and batch are decided."""
     adapter, training = config.adapter, config.training
     is_lora, batch = adapter.method == "lora", int(training.per_device_train_batch_size)
-    is_on_plain_base = is_lora and machine.quantization == "none"
-    tokens = tokens_trained(machine.device, batch=batch, longest=longest, is_on_plain_base=is_on_plain_base)
+    is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none" and not checkpointing
+    tokens, are_side_by_side = tokens_trained(machine.device, batch=batch, longest=longest, is_shared=is_shared)
     eval_batch = config.evaluation.per_device_eval_batch_size or batch
     dtype = stored_dtype(config, machine.precision)
     return Workload(
@@ -47,6 +49,7 @@ def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
         tokens=tokens,
         words=words_at_a_time(tokens, machine.device),
         longest=longest.row,
+        is_side_by_side=are_side_by_side,
         evaluated=tokens_evaluated(machine.device, batch=eval_batch, longest=longest),
         stored=machine.stored_bytes,
         stored_as_loaded=machine.quantization == "none" and machine.facts.dtype == dtype,
@@ -54,15 +57,16 @@ def workload(config: Config, machine: Machine, longest: Longest) -> Workload:
     )
 
 
-def tokens_trained(device: Device, *, batch: int, longest: Longest, is_on_plain_base: bool) -> int:
-    """The most tokens that a step computes at once: on a CPU an adapter on a plain base has two slices at work."""
-    return tokens_at_a_time(
-        limit=TOKENS.get(device),
-        workers=WORKERS if device == "cpu" and is_on_plain_base else 1,
-        batch=batch,
-        sequence=longest.sequence,
-        longest=longest.row,
-    )
+def tokens_trained(device: Device, *, batch: int, longest: Longest, is_shared: bool) -> tuple[int, bool]:
+    """The most tokens that a step computes at once; and whether they are slices side by side, where it `is_shared`."""
+    cut: dict[str, Any] = {
+        "limit": TOKENS.get(device),
+        "workers": WORKERS if is_shared else 1,
+        "batch": batch,
+        "sequence": longest.sequence,
+        "longest": longest.row,
+    }
+    return tokens_at_a_time(**cut), is_side_by_side(**cut)
 
 
 def tokens_evaluated(device: Device, *, batch: int, longest: Longest) -> int:

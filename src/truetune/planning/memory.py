@@ -28,7 +28,7 @@ _ON_THE_WAY = 2
 _FRAMEWORK, _BEFORE_TRAINING = 600_000_000, 80_000_000
 """What Python, libraries, their kernels and the rows read ahead take once training begins; less while loading."""
 
-_LOADED_AT_A_TIME = 12
+_LOADED_AT_A_TIME = 16
 """Linear layers that are in fp32 while a base is being quantised."""
 
 
@@ -43,9 +43,10 @@ class _Fit:
 
 
 _ON_A_CPU = {
-    "adapters": _Fit(2.5, 0.6),
-    "all weights": _Fit(1.05, 2.0),
-    "quantised": _Fit(1.8, 0.0, 450_000_000),
+    "adapters": _Fit(2.7, 0.6),
+    "adapters, side by side": _Fit(3.6, 0.6),
+    "all weights": _Fit(1.3, 2.0),
+    "quantised": _Fit(1.1, 0.0, 800_000_000),
     "checkpointing": _Fit(5.3, 2.4),
 }
 """Fitted to the runs of bench/plan.py (glibc, torch 2.13): what is freed lies between what is in use, and stays."""
@@ -60,10 +61,10 @@ class Workload:
 
     `trained` weights learn, in `dtype` unless they `are_adapters`, which are fp32. `tokens` are computed at a time,
     with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
-    scores; `evaluated` ones are at a time in an evaluation. `dtype` is torch's name of the base's, which lies on the
-    disk in `stored` bytes. Weights, gradients and states are split over so many `shards` (FSDP, ZeRO 3). With
-    `recomputes`, plain adapters on all linear layers make again what norms and the first layers of MLPs made, as they
-    do on a CPU.
+    scores; true for `is_side_by_side` if they are several slices; `evaluated` ones are at a time in an evaluation.
+    `dtype` is torch's name of the base's, which lies on the disk in `stored` bytes. Weights, gradients and states are
+    split over so many `shards` (FSDP, ZeRO 3). With `recomputes`, plain adapters on all linear layers make again what
+    norms and the first layers of MLPs made, as they do on a CPU.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -80,6 +81,7 @@ class Workload:
     tokens: int
     words: int
     longest: int
+    is_side_by_side: bool = False
     evaluated: int = 0
     stored: int = 0
     stored_as_loaded: bool = True
@@ -181,7 +183,9 @@ def _kind(work: Workload, checkpointing: bool) -> str:
         return "quantised"
     if checkpointing:
         return "checkpointing"
-    return "adapters" if work.are_adapters else "all weights"
+    if not work.are_adapters:
+        return "all weights"
+    return "adapters, side by side" if work.is_side_by_side else "adapters"
 
 
 def _layer_weights(shape: ModelShape) -> int:
@@ -215,10 +219,18 @@ def tokens_at_a_time(*, limit: int | None, batch: int, sequence: int, longest: i
     A sample is never cut. So many workers have a slice each, unless one is half as long again as the limit.
     """
     whole = batch * sequence
-    if limit is None:
-        return whole
-    piece = max(round(whole / max(1, round(whole / limit))), longest)
-    return min(whole, piece * (workers if piece <= 1.5 * limit else 1))
+    piece = _slice(limit, whole, longest)
+    return min(whole, piece * (workers if limit is not None and piece <= 1.5 * limit else 1))
+
+
+def is_side_by_side(*, limit: int | None, batch: int, sequence: int, longest: int, workers: int = 1) -> bool:
+    """True if several slices of such a batch are computed at once."""
+    tokens = tokens_at_a_time(limit=limit, batch=batch, sequence=sequence, longest=longest, workers=workers)
+    return tokens > _slice(limit, batch * sequence, longest)
+
+
+def _slice(limit: int | None, whole: int, longest: int) -> int:
+    return whole if limit is None else max(round(whole / max(1, round(whole / limit))), longest)
 
 
 def _frozen(shape: ModelShape, work: Workload) -> float:

@@ -58,7 +58,7 @@ def workload(config: Config, machine: Machine, longest: Longest, *, checkpointin
 
 
 def tokens_trained(device: Device, *, batch: int, longest: Longest, is_shared: bool) -> tuple[int, bool]:
-    """The most tokens that a step computes at once; and whether they are slices side by side, where it `is_shared`."""
+    """The most tokens that a step computes at once; and whether they are slices side by side, if that `is_shared`."""
     cut: dict[str, Any] = {
         "limit": TOKENS.get(device),
         "workers": WORKERS if is_shared else 1,

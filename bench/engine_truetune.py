@@ -137,8 +137,10 @@ def trained(trial: Trial, lever: Lever) -> Measure:
     sequences = [Packed(**sequence) for step in trial.steps() for sequence in step]
     config = load_config(None, settings=truetune_settings(trial) | changes(lever, trial)).config
     machine = ask_machine(config, listener, has_callbacks=True)
-    report = SimpleNamespace(stats={"max_length": trial.workload.max_length})
-    plan = plan_run(config, machine=machine, prepared=SimpleNamespace(train=sequences, report=report))  # type: ignore[arg-type]
+    learned = sum(label != -100 for sequence in sequences for label in sequence.labels)
+    report = SimpleNamespace(stats={"max_length": trial.workload.max_length, "supervised_tokens": learned})
+    rows = SimpleNamespace(train=sequences, validation=[], report=report)
+    plan = plan_run(config, machine=machine, prepared=rows)  # type: ignore[arg-type]
     session = open_session(
         machine.backend,
         device=machine.device,

@@ -18,7 +18,7 @@ from truetune.training.job import TrainJob
 from truetune.training.session import Session, Tracking, TrainingRows
 
 _STEPS = 4
-"""The largest and the usual batch in turns: the first of all warms up, and of the usual one there are two."""
+"""The largest and the usual batch in turns: each warms up once, and is timed the second time."""
 
 _EVALUATED = 4
 """Batches of validation rows that are evaluated."""
@@ -145,7 +145,7 @@ def _read(
     return Probed(
         first=Timed(tokens[0], first),
         largest=Timed(tokens[2], others[1]),
-        usual=Timed((tokens[1] + tokens[3]) // 2, (others[0] + others[2]) / 2),
+        usual=Timed(tokens[3], others[2]),
         evaluation=Timed(sum(map(_tokens, validation)), evaluated - clock.steps[-1]) if evaluated else None,
         saving=ended - (evaluated or clock.steps[-1]),
         loading=0.0,

@@ -46,7 +46,7 @@ _ON_A_CPU = {
     "adapters": _Fit(2.7, 0.6),
     "adapters, side by side": _Fit(3.6, 0.6),
     "all weights": _Fit(1.3, 2.0),
-    "quantised": _Fit(1.1, 0.0, 800_000_000),
+    "quantised": _Fit(1.6, 4.4, 200_000_000),
     "checkpointing": _Fit(5.3, 2.4),
 }
 """Fitted to the runs of bench/plan.py (glibc, torch 2.13): what is freed lies between what is in use, and stays."""
@@ -171,7 +171,7 @@ def _held(shape: ModelShape, work: Workload, memory: Memory, checkpointing: bool
     fit = _ON_A_CPU[_kind(work, checkpointing)]
     inputs = work.tokens * shape.layers * shape.hidden * _stream(work)
     is_inputs = checkpointing and work.quantization == "none"
-    embeddings = shape.vocabulary * shape.hidden * (4 if not work.are_adapters or is_inputs else _computed(work))
+    embeddings = shape.vocabulary * shape.hidden * (_computed(work) if work.are_adapters else 4)
     taken = fit.kept * (inputs if is_inputs else memory.activations) + fit.embeddings * embeddings + fit.fixed
     if "8bit" in work.optim and not work.are_adapters:
         taken += _EIGHT_BIT_STEP * 4 * max(0, shape.parameters - shape.linear_weights)

@@ -9,7 +9,7 @@ import truetune
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import Heard
 from truetune.config.load import load_config
-from truetune.pipeline.forecast import forecast_run
+from truetune.pipeline.forecast import forecast
 from truetune.pipeline.train import train_run
 
 
@@ -51,7 +51,7 @@ def test_what_serving_takes_is_a_warning_of_the_plan_and_of_the_run(
 ) -> None:
     heard, asked = Heard(), {"model": str(tiny_base), "data.path": str(data), "deploy": "vllm", "r": 64}
     config = load_config({**asked, "output_dir": str(tmp_path / "run")}).config
-    assert any("--max-lora-rank 64" in warning for warning in forecast_run(config).as_json()["warnings"])
+    assert any("--max-lora-rank 64" in warning for warning in forecast(config).as_json()["warnings"])
     train_run(config, dry_run=True, listener=heard)
     assert any(line.startswith("warning: adapter.r: ") and "--max-lora-rank 64" in line for line in heard.lines)
 

@@ -19,7 +19,7 @@ from truetune.model import hardware
 from truetune.model.source import demo_file
 from truetune.model.stored import folder_model
 from truetune.pipeline import outline, read_machine
-from truetune.pipeline.forecast import forecast_model
+from truetune.pipeline.forecast import forecast
 from truetune.pipeline.outline import Outline
 
 HEAVY = ("torch", "transformers", "datasets", "huggingface_hub")
@@ -32,9 +32,9 @@ print(json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]),
 
 
 def told(model: Path | str, *settings: str, device: str | None = None) -> Outline:
-    return forecast_model(
-        load_config(overrides=[f"model={model}", *settings]).config, device=device, listener=Heard()
-    )
+    found = forecast(load_config(overrides=[f"model={model}", *settings]).config, device=device, listener=Heard())
+    assert isinstance(found, Outline)
+    return found
 
 
 def without_reading(monkeypatch: pytest.MonkeyPatch, model: Path | str, *settings: str, **options: Any) -> Outline:

@@ -1,7 +1,7 @@
 """Settings as they were given, each with its place: in YAML and JSON files, in mappings, as `key=value`."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePath
@@ -82,11 +82,10 @@ def read_mapping(settings: Mapping[str, Any], place: Place) -> Iterator[Given]:
         name, there = str(key), _at(settings, key, place)
         if name in SECTIONS and isinstance(value, Mapping):
             yield from (
-                Given(f"{name}.{leaf}", _plain(inner), _at(value, leaf, there), inner)
-                for leaf, inner in value.items()
+                Given(f"{name}.{leaf}", plain(inner), _at(value, leaf, there), inner) for leaf, inner in value.items()
             )
         elif name not in SECTIONS or value is not None:
-            yield Given(name, _plain(value), there, value)
+            yield Given(name, plain(value), there, value)
 
 
 def read_file(path: Path, *, name: str) -> list[Given]:
@@ -104,7 +103,7 @@ def read_overrides(overrides: Sequence[str], problems: list[Problem]) -> Iterato
             problems.append(Problem(COMMAND_LINE, f"{text}: expected key=value"))
             continue
         try:
-            found = _plain(_yaml().load(value))
+            found = plain(_yaml().load(value))
         except (YAMLError, RecursionError):
             problems.append(Problem(COMMAND_LINE, f"{text}: the value is not valid YAML; quote it"))
             continue
@@ -121,16 +120,22 @@ def yaml_text(document: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def document_of(path: Path) -> Mapping[str, Any]:
-    """The file's mapping, with its comments and lines. ConfigError if it holds none."""
+def read_text(path: Path, *, what: str = "file") -> str:
+    """The file's text. ConfigError, which calls it `what`, if there is none, or it is not text."""
     try:
-        document = _yaml().load(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"config file not found: {path}") from None
+        raise ConfigError(f"{what} not found: {path}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not valid UTF-8", hint="save the file as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """What the text of a YAML or JSON file holds, with its comments and lines. ConfigError with the line."""
+    try:
+        return _yaml().load(text)
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = (error.problem or str(error)).splitlines()[0]
@@ -139,6 +144,11 @@ def document_of(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+
+
+def document_of(path: Path) -> Mapping[str, Any]:
+    """The file's mapping, with its comments and lines. ConfigError if it holds none."""
+    document = parse_yaml(read_text(path, what="config file"), path)
     if not isinstance(document, Mapping):
         found = "nothing" if document is None else f"a {type(document).__name__}"
         raise ConfigError(f"{path}: expected settings, found {found}", hint="write model: {name_or_path: …}")
@@ -163,13 +173,13 @@ def _has(node: Any, key: Any) -> bool:
             return False
 
 
-def _plain(value: Any) -> Any:
-    """ruamel's types, which remember quotes and comments, as Python's own."""
+def plain(value: Any, *, other: Callable[[Any], Any] = lambda value: value) -> Any:
+    """ruamel's types, which remember quotes and comments, as Python's own; `other` makes something of the rest."""
     match value:
         case Mapping():
-            return {str(key): _plain(inner) for key, inner in value.items()}
+            return {str(key): plain(inner, other=other) for key, inner in value.items()}
         case list():
-            return [_plain(inner) for inner in value]
+            return [plain(inner, other=other) for inner in value]
         case PurePath():
             return str(value)
         case bool() | None:
@@ -182,7 +192,7 @@ def _plain(value: Any) -> Any:
             # JSON writes a character beyond 16 bits as two escapes, which YAML reads as two characters.
             return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case _:
-            return value
+            return other(value)
 
 
 class _Constructor(RoundTripConstructor):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from truetune.config.document import Given, Problem
 from truetune.config.names import ALIASES, REFUSED, SKIP, Fallback
-from truetune.config.schema import SECTIONS, Config, setting_names
+from truetune.config.schema import SECTIONS, Config, setting_names, value_of
 from truetune.config.words import kind_at, type_words
 
 _NAMES = tuple(setting_names())
@@ -39,7 +39,7 @@ class Notice:
 
     def told(self, config: Config) -> str | None:
         """The line for the user, with the value in force; None if a later layer has made it untrue."""
-        value = _value(config, self.target)
+        value = value_of(config, self.target)
         if self.kind == "renamed":
             return f"{self.name} is now {self.target}{_shown(value)}"
         return f"{self.target} is steps, since {self.name} is set" if value == "steps" else None
@@ -125,11 +125,6 @@ def _unknown(name: str) -> str:
     found = close[0]
     target = found if found in SECTIONS else _BARE.get(found) or ALIASES[found].target
     return f"unknown setting (did you mean {target}?)"
-
-
-def _value(config: Config, name: str) -> Any:
-    section, _, leaf = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, leaf)
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,6 @@
 """The configuration: every setting with its type, its default and one line on what it does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -345,6 +345,27 @@ _FOR_EDITORS = """A config file of truetune: every setting in its section, under
 truetune reads more than is said here: names that other tools use, and a setting outside of its section. One name a \
 setting is what an editor can complete and explain, so that the others are marked as unknown; `truetune train` takes \
 them and says what each is called. What depends on other settings, or on the machine, is checked by truetune alone."""
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The setting of a dotted name."""
+    section, _, leaf = name.rpartition(".")
+    return getattr(getattr(config, section) if section else config, leaf)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with these settings, by dotted name; they count as named. Nothing is validated."""
+    for name, value in values.items():
+        section, _, leaf = name.rpartition(".")
+        inner = getattr(config, section).model_copy(update={leaf: value}) if section else value
+        config = config.model_copy(update={section or leaf: inner})
+    return config
+
+
+def is_named(config: Config, name: str) -> bool:
+    """True if the setting of a dotted name was given, and is no default."""
+    section, _, leaf = name.rpartition(".")
+    return leaf in (getattr(config, section) if section else config).model_fields_set
 
 
 def json_schema() -> dict[str, Any]:

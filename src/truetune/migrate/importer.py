@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truetune.config.document import read_text
 from truetune.errors import ConfigError
 from truetune.migrate import litgpt, unsloth
 from truetune.migrate.axolotl import AXOLOTL
 from truetune.migrate.detect import TOOLS, detect
-from truetune.migrate.document import Document, read_document, read_text
+from truetune.migrate.document import Document, read_document
 from truetune.migrate.litgpt import LITGPT
 from truetune.migrate.llamafactory import INFO, llamafactory
 from truetune.migrate.outcomes import Tool

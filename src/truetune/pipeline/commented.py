@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from truetune.config.load import dump_config, fields
-from truetune.config.schema import SECTIONS, Config
+from truetune.config.schema import SECTIONS, Config, value_of
 from truetune.planning.hyperparameters import Choice
 
 WIDTH = 110
@@ -22,7 +22,7 @@ def commented_config(config: Config, choices: Sequence[Choice]) -> str:
     A choice whose value is the config's gives its reason; other settings have the schema's description.
     """
     reasons = {name: description for name, _, description, _ in fields()}
-    reasons |= {choice.name: choice.reason for choice in choices if _value(config, choice.name) == choice.value}
+    reasons |= {choice.name: choice.reason for choice in choices if value_of(config, choice.name) == choice.value}
     text = dump_config(config)
     lines = text.splitlines()
     starts = dict(_starts(text))
@@ -32,11 +32,6 @@ def commented_config(config: Config, choices: Sequence[Choice]) -> str:
             shown.append("")
         shown += _with_reason(lines[start:end], reasons.get(starts[start], ""))
     return "\n".join(shown) + "\n"
-
-
-def _value(config: Config, name: str) -> Any:
-    section, _, leaf = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, leaf)
 
 
 def _starts(text: str) -> Iterator[tuple[int, str]]:

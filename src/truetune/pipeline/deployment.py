@@ -4,23 +4,25 @@ from collections.abc import Sequence
 
 from truetune.config.schema import Config
 from truetune.errors import ConfigError
+from truetune.model.load import ModelFacts
+from truetune.model.shape import ModelShape
 from truetune.planning.deployment import AdapterFacts, Obstacle, obstacles
 
 
-def require_servable(config: Config, *, model_type: str, is_mixture: bool) -> None:
+def require_servable(config: Config, facts: ModelFacts, shape: ModelShape) -> None:
     """ConfigError with all that keeps the adapter from being served; none yet of a rank that the rows will choose."""
     if config.adapter.method == "full" or config.adapter.r != "auto":
-        serving_warnings(config, model_type=model_type, is_mixture=is_mixture)
+        serving_warnings(config, facts, shape)
 
 
-def serving_warnings(config: Config, *, model_type: str, is_mixture: bool) -> tuple[str, ...]:
+def serving_warnings(config: Config, facts: ModelFacts, shape: ModelShape) -> tuple[str, ...]:
     """What serving the run's adapter at `config.deploy` takes, a line each. The rank must have been chosen.
 
     Raises ConfigError with all that keeps it from being served there.
     """
     if config.deploy is None:
         return ()
-    found = obstacles(config.deploy, _facts(config, model_type=model_type, is_mixture=is_mixture))
+    found = obstacles(config.deploy, _adapter_facts(config, facts, shape))
     if errors := [each for each in found if each.severity == "error"]:
         raise ConfigError(
             f"deploy: {config.deploy} cannot serve the adapter that this run would train:\n{_lines(errors)}",
@@ -37,7 +39,7 @@ def _line(obstacle: Obstacle) -> str:
     return f"{obstacle.setting}: {obstacle.why} ({obstacle.source}): {obstacle.remedy}"
 
 
-def _facts(config: Config, *, model_type: str, is_mixture: bool) -> AdapterFacts:
+def _adapter_facts(config: Config, facts: ModelFacts, shape: ModelShape) -> AdapterFacts:
     """No run of truetune's adds tokens."""
     adapter = config.adapter
     is_lora = adapter.method == "lora"
@@ -52,6 +54,6 @@ def _facts(config: Config, *, model_type: str, is_mixture: bool) -> AdapterFacts
         target_parameters=adapter.target_parameters,
         init_lora_weights=adapter.init_lora_weights,
         adds_tokens=False,
-        is_mixture=is_mixture,
-        model_type=model_type,
+        is_mixture=shape.blocks == "mixture",
+        model_type=facts.model_type,
     )

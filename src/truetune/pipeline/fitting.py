@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from truetune.config.edit import with_settings
-from truetune.config.schema import Config
+from truetune.config.schema import Config, with_values
 from truetune.files import write_text
 from truetune.pipeline.machine import Machine
 from truetune.pipeline.workload import Longest, memory_of
@@ -46,9 +46,8 @@ class _Setup:
     def fits(self) -> bool:
         return self.machine.free_memory is None or self.peak * _TO_SPARE <= self.machine.free_memory
 
-    def with_settings(self, **sections: dict[str, Any]) -> "_Setup":
-        changed = {name: getattr(self.config, name).model_copy(update=given) for name, given in sections.items()}
-        return replace(self, config=self.config.model_copy(update=changed))
+    def pulled(self, settings: dict[str, Any], costs: str) -> "_Pulled":
+        return _Pulled(replace(self, config=with_values(self.config, settings)), settings, costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +120,23 @@ def _pulled(setup: _Setup, levers: Sequence[_Lever]) -> tuple[Change, ...] | Non
 def _checkpointing(setup: _Setup) -> _Pulled | None:
     if setup.config.training.gradient_checkpointing is True:
         return None
-    settings = {"training.gradient_checkpointing": True}
-    return _Pulled(setup.with_settings(training={"gradient_checkpointing": True}), settings, "a third more time")
+    return setup.pulled({"training.gradient_checkpointing": True}, "a third more time")
 
 
 def _eight_bit_states(setup: _Setup) -> _Pulled | None:
     if not setup.config.training.optim.startswith("adamw_torch"):
         return None
     costs = "AdamW's two numbers a weight are kept in 8 bits; needs bitsandbytes"
-    return _Pulled(setup.with_settings(training={"optim": "adamw_8bit"}), {"training.optim": "adamw_8bit"}, costs)
+    return setup.pulled({"training.optim": "adamw_8bit"}, costs)
 
 
 def _four_bit_base(setup: _Setup) -> _Pulled | None:
     machine, config = setup.machine, setup.config
     if config.adapter.method != "lora" or machine.quantization == "4bit" or machine.facts.quantization != "none":
         return None
-    pulled = setup.with_settings(model={"load_in_4bit": True, "load_in_8bit": False})
     settings = {"model.load_in_4bit": True} | ({"model.load_in_8bit": False} if config.model.load_in_8bit else {})
     costs = "the base is rounded to 4 bits (QLoRA), and steps take longer; needs bitsandbytes"
-    return _Pulled(replace(pulled, machine=replace(machine, quantization="4bit")), settings, costs)
+    return replace(setup, machine=replace(machine, quantization="4bit")).pulled(settings, costs)
 
 
 def _smaller_batch(setup: _Setup) -> _Pulled | None:
@@ -149,12 +146,10 @@ def _smaller_batch(setup: _Setup) -> _Pulled | None:
     found = None
     for fewer in (each for each in range(size - 1, 0, -1) if size % each == 0):
         settings = {
-            "per_device_train_batch_size": fewer,
-            "gradient_accumulation_steps": accumulation * size // fewer,
+            "training.per_device_train_batch_size": fewer,
+            "training.gradient_accumulation_steps": accumulation * size // fewer,
         }
-        named = {f"training.{name}": value for name, value in settings.items()}
-        costs = "some speed on a GPU; the effective batch stays"
-        found = _Pulled(setup.with_settings(training=settings), named, costs)
+        found = setup.pulled(settings, "some speed on a GPU; the effective batch stays")
         if found.setup.fits():
             return found
     return found
@@ -166,18 +161,18 @@ def _shorter_rows(setup: _Setup, lengths: Sequence[int]) -> _Pulled | None:
     low, high = _SHORTEST, longest.row
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _limited(setup, middle).fits() else (low, middle)
+        low, high = (middle, high) if _limited(setup, middle, "").setup.fits() else (low, middle)
     if low >= longest.row:
         return None
     lost = len(ordered) - bisect_right(ordered, low)
     costs = f"{lost:,} of {len(ordered):,} rows are longer (data.overlong: {setup.config.data.overlong})"
-    return _Pulled(_limited(setup, low), {"data.max_length": low}, costs)
+    return _limited(setup, low, costs)
 
 
-def _limited(setup: _Setup, length: int) -> _Setup:
+def _limited(setup: _Setup, length: int, costs: str) -> _Pulled:
     longest = setup.longest
     shorter = Longest(*(min(length, each) for each in (longest.row, longest.sequence, longest.validation)))
-    return replace(setup.with_settings(data={"max_length": length}), longest=shorter)
+    return replace(setup, longest=shorter).pulled({"data.max_length": length}, costs)
 
 
 def settings_of(changes: Sequence[Change]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`truetune plan`: what a run will do and take, here or on another machine, before any weights load."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -103,46 +102,18 @@ def forecast(
     price_per_hour: float | None = None,
     listener: Listener | None = None,
 ) -> Forecast | Outline:
-    """What the config's run takes; where no rows are named, what is known without them."""
-    if rows is None and config.data.path is None:
-        if probe or price_per_hour is not None:
-            raise ConfigError("a probe, and a price, need rows", hint="name them: --data DATA")
-        return forecast_model(config, device=device, parallel=parallel, listener=listener)
-    return forecast_run(
-        config,
-        rows=rows,
-        formatting=formatting,
-        device=device,
-        parallel=parallel,
-        probe=probe,
-        price_per_hour=price_per_hour,
-        listener=listener,
-    )
+    """The forecast of the run that `train` would start; where no rows are named, what is known without them.
 
-
-def forecast_run(
-    config: Config,
-    *,
-    rows: Rows | None = None,
-    formatting: Formatting | None = None,
-    device: str | None = None,
-    parallel: Parallel = "ddp",
-    probe: bool = False,
-    price_per_hour: float | None = None,
-    listener: Listener | None = None,
-) -> Forecast:
-    """The forecast of the run that `train` would start. Prepares the rows; loads no weights, but for a `probe`.
-
-    It is for this machine, or for the `device`: a GPU of planning/devices.toml, several as `h100:8`, in `parallel`.
-    `price_per_hour` is that of all of them together.
+    Prepares the rows; loads no weights, but for a `probe`. It is for this machine, or for the `device`: a GPU of
+    planning/devices.toml, several as `h100:8`, in `parallel`. `price_per_hour` is that of all of them together.
     """
     listener = listener or LogListener()
-    if probe and device:
-        raise ConfigError("a probe measures this machine", hint="leave --probe or --device out")
-    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise ConfigError(f"--price-per-hour must not be negative (got {price_per_hour:g})")
-    require_rows(config.data, rows)
+    has_rows = rows is not None or config.data.path is not None
+    _require_answerable(has_rows=has_rows, device=device, probe=probe, price_per_hour=price_per_hour)
     gpu, place = _place(config, device, parallel)
+    if not has_rows:
+        return outline_run(config, place=place, listener=listener)
+    require_rows(config.data, rows)
     machine = ask_machine(config, listener, place=place)
     config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
     prepared = prepare_for(machine, config, source=rows, formatting=formatting, listener=listener)
@@ -158,16 +129,18 @@ def forecast_run(
         duration=duration,
         probed=probed,
         cost=None if price_per_hour is None or duration is None else duration.total / 3600 * price_per_hour,
-        changes=_changes(plan, machine, prepared),
+        changes=fitting_changes(plan.config, machine, plan.longest, tokens_of_rows(prepared.train)),
     )
 
 
-def forecast_model(
-    config: Config, *, device: str | None = None, parallel: Parallel = "ddp", listener: Listener | None = None
-) -> Outline:
-    """What a run of this config would take on rows of its longest length, where no rows are named."""
-    _, place = _place(config, device, parallel)
-    return outline_run(config, place=place, listener=listener or LogListener())
+def _require_answerable(*, has_rows: bool, device: str | None, probe: bool, price_per_hour: float | None) -> None:
+    """ConfigError for what cannot be told so."""
+    if not has_rows and (probe or price_per_hour is not None):
+        raise ConfigError("a probe, and a price, need rows", hint="name them: --data DATA")
+    if probe and device:
+        raise ConfigError("a probe measures this machine", hint="leave --probe or --device out")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise ConfigError(f"--price-per-hour must not be negative (got {price_per_hour:g})")
 
 
 def _place(config: Config, device: str | None, parallel: Parallel) -> tuple[Device | None, Place | None]:
@@ -190,8 +163,3 @@ def _probe(plan: RunPlan, machine: Machine, prepared: PreparedDataset, listener:
     from truetune.pipeline.probe import probe_run
 
     return probe_run(plan, machine=machine, prepared=prepared, listener=listener)
-
-
-def _changes(plan: RunPlan, machine: Machine, prepared: PreparedDataset) -> tuple[Change, ...] | None:
-    lengths: Sequence[int] = tokens_of_rows(prepared.train)
-    return fitting_changes(plan.config, machine, plan.longest, lengths)

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from truetune.config.contradictions import contradictions
-from truetune.config.schema import Config
+from truetune.config.schema import Config, is_named, with_values
 from truetune.listener import Listener
 from truetune.pipeline.backends import settle
 from truetune.pipeline.check import prepare_for
@@ -14,7 +14,6 @@ from truetune.pipeline.machine import Machine, ask_machine
 from truetune.pipeline.plan import RunPlan, plan_run
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.hyperparameters import Choice
-from truetune.planning.rules import Value
 
 _OF_THE_BEST = ("evaluation.load_best_model_at_end", "evaluation.early_stopping_patience")
 """Settings that ask evaluations and checkpoints for one rhythm."""
@@ -39,12 +38,7 @@ def initial_config(config: Config, *, listener: Listener) -> str:
 def _left_to_the_rows(given: Config) -> Config:
     """The config with the rank and the passes for the rows to choose, where the user named none."""
     names = ("training.num_train_epochs", *(["adapter.r"] if given.adapter.method == "lora" else []))
-    return _with(given, {name: "auto" for name in names if not _is_named(given, name)})
-
-
-def _is_named(given: Config, name: str) -> bool:
-    section, _, leaf = name.partition(".")
-    return leaf in getattr(given, section).model_fields_set
+    return with_values(given, {name: "auto" for name in names if not is_named(given, name)})
 
 
 def _advised(config: Config, advice: Iterable[Choice]) -> Config:
@@ -52,16 +46,8 @@ def _advised(config: Config, advice: Iterable[Choice]) -> Config:
     values = {choice.name: choice.value for choice in advice}
     of_the_best = {name: values.pop(name) for name in _OF_THE_BEST if name in values}
     for together in (values, of_the_best):
-        changed = _with(config, together)
+        changed = with_values(config, together)
         config = config if any(contradictions(changed)) else changed
-    return config
-
-
-def _with(config: Config, values: dict[str, Value]) -> Config:
-    for name, value in values.items():
-        section, _, leaf = name.partition(".")
-        changed = getattr(config, section).model_copy(update={leaf: value})
-        config = config.model_copy(update={section: changed})
     return config
 
 

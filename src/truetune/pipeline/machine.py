@@ -166,7 +166,7 @@ def machine_of(
 ) -> Machine:
     """The machine for a model that is known. ConfigError or BackendError for what the two do not allow together."""
     facts, shape = model.facts, model.shape
-    require_servable(config, model_type=facts.model_type, is_mixture=shape.blocks == "mixture")
+    require_servable(config, facts, shape)
     num_processes = _num_processes(config) if place is None else place.num_processes
     backend, reason = _backend(config, Situation(device, facts.model_type, num_processes, has_callbacks), place)
     return Machine(

@@ -7,7 +7,7 @@ from truetune.config.schema import Config
 from truetune.listener import Listener
 from truetune.pipeline.deployment import serving_warnings
 from truetune.pipeline.fitting import Change, fitting_changes
-from truetune.pipeline.machine import Machine, Place, ask_machine
+from truetune.pipeline.machine import Place, ask_machine
 from truetune.pipeline.plan import decided_without_rows
 from truetune.pipeline.read_machine import read_machine
 from truetune.pipeline.workload import Longest, memory_of
@@ -77,12 +77,6 @@ def outline_run(config: Config, *, place: Place | None, listener: Listener) -> O
         free_memory=machine.free_memory,
         checkpoint_bytes=run_bytes(memory, checkpoints=1),
         choices=choices,
-        changes=_changes(config, machine, longest),
-        warnings=serving_warnings(
-            config, model_type=machine.facts.model_type, is_mixture=machine.shape.blocks == "mixture"
-        ),
+        changes=fitting_changes(config, machine, longest, [longest.row]),
+        warnings=serving_warnings(config, machine.facts, machine.shape),
     )
-
-
-def _changes(config: Config, machine: Machine, longest: Longest) -> tuple[Change, ...] | None:
-    return fitting_changes(config, machine, longest, [longest.row])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from truetune.config.schema import Config
+from truetune.config.schema import Config, is_named, value_of, with_values
 from truetune.data.examples import Packed, Tokenized
 from truetune.data.packing import PackedRows, pack
 from truetune.data.store import StoredRows
@@ -78,10 +78,15 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
     lengths = _lengths(config, machine)
     sequences = _sequences(config, prepared, lengths)
     is_packed = isinstance(sequences, PackedRows)
-    longest = _longest(prepared, is_packed=is_packed)
+    trained, validated = tokens_of_rows(prepared.train), tokens_of_rows(prepared.validation)
+    longest = Longest(
+        row=max(trained),
+        sequence=prepared.report.stats["max_length"] if is_packed else max(trained),
+        validation=max(validated, default=0),
+    )
     config, by_memory = _decided(config, _batch(config, machine, longest, schedule(len(sequences), lengths)))
     steps = schedule(len(sequences), _lengths(config, machine))
-    amount = _amount(config, prepared, steps)
+    amount = _amount(config, steps, tokens=sum(trained), evaluated=sum(validated))
     situation = replace(
         situation,
         epochs=steps.total_steps / steps.steps_per_epoch,
@@ -93,13 +98,14 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
     choices = (*by_rows, *by_memory, *by_steps, *by_machine)
     resolved = _resolved(config, machine)
     memory = memory_of(resolved, machine, longest)
+    served = serving_warnings(resolved, machine.facts, machine.shape)
     return RunPlan(
         config=resolved,
         sequences=sequences,
         steps=steps,
         choices=choices,
         advice=tuple(_advice(given, resolved, situation, steps, {choice.name for choice in choices})),
-        warnings=(*doubts(_usual_settings(resolved, steps), situation), *_serving_warnings(resolved, machine)),
+        warnings=(*doubts(_usual_settings(resolved, steps), situation), *served),
         longest=longest,
         memory=memory,
         amount=amount,
@@ -114,8 +120,7 @@ def decided_without_rows(config: Config, machine: Machine, longest: Longest) -> 
     lengths = _lengths(config, machine)
     config, by_memory = _decided(config, _batch(config, machine, longest, schedule(1_000, lengths)))
     if config.training.gradient_accumulation_steps == "auto":
-        training = config.training.model_copy(update={"gradient_accumulation_steps": ACCUMULATION})
-        config = config.model_copy(update={"training": training})
+        config = with_values(config, {"training.gradient_accumulation_steps": ACCUMULATION})
     config, by_machine = _decided(config, _by_machine(config, machine, longest, Amount(0, 0, 0, 0, 0)))
     known = ("training.torch_compile", "training.num_train_epochs", "adapter.r")
     choices = (*by_rows, *by_memory, *by_machine)
@@ -128,11 +133,7 @@ def decided_without_rows(config: Config, machine: Machine, longest: Longest) -> 
 def _decided(config: Config, choices: Iterator[Choice]) -> tuple[Config, tuple[Choice, ...]]:
     """The config with what was chosen for its settings, and the choices."""
     made = tuple(choices)
-    for choice in made:
-        section, _, name = choice.name.partition(".")
-        changed = getattr(config, section).model_copy(update={name: choice.value})
-        config = config.model_copy(update={section: changed})
-    return config, made
+    return with_values(config, {choice.name: choice.value for choice in made}), made
 
 
 def _by_rows(config: Config, situation: Situation) -> Iterator[Choice]:
@@ -155,8 +156,8 @@ def _batch(config: Config, machine: Machine, longest: Longest, steps: Schedule) 
 
 
 def _fits(config: Config, machine: Machine, longest: Longest, size: int) -> bool:
-    training = config.training.model_copy(update={"per_device_train_batch_size": size})
-    memory = memory_of(config.model_copy(update={"training": training}), machine, longest)
+    sized = with_values(config, {"training.per_device_train_batch_size": size})
+    memory = memory_of(sized, machine, longest)
     return machine.free_memory is None or rules.leaves_room(memory, machine.free_memory)
 
 
@@ -209,24 +210,16 @@ def _advice(
     )
     replaced = {"training.warmup_ratio"} if training.warmup_steps is not None else set()
     for advice in recommended:
-        section, _, name = advice.name.partition(".")
-        is_named = name in getattr(given, section).model_fields_set
-        if not is_named and advice.name not in decided | replaced:
+        if not is_named(given, advice.name) and advice.name not in decided | replaced:
             yield advice
 
 
 def _reason(config: Config, advice: Choice) -> Choice:
     """The advice where the config follows it, else what it has instead."""
-    section, _, name = advice.name.partition(".")
-    value = getattr(getattr(config, section), name)
+    value = value_of(config, advice.name)
     if value == advice.value:
         return advice
     return replace(advice, value=value, reason=f"the default; {advice.value} is advised: {advice.reason}")
-
-
-def _serving_warnings(config: Config, machine: Machine) -> tuple[str, ...]:
-    is_mixture = machine.shape.blocks == "mixture"
-    return serving_warnings(config, model_type=machine.facts.model_type, is_mixture=is_mixture)
 
 
 # --- the figures behind it ----------------------------------------------------------------------------------
@@ -234,7 +227,7 @@ def _serving_warnings(config: Config, machine: Machine) -> tuple[str, ...]:
 
 def _situation(config: Config, machine: Machine, prepared: PreparedDataset) -> Situation:
     rows, held_out, is_lora = len(prepared.train), len(prepared.validation), config.adapter.method == "lora"
-    at_one = config.model_copy(update={"adapter": config.adapter.model_copy(update={"r": 1, "modules_to_save": ()})})
+    at_one = with_values(config, {"adapter.r": 1, "adapter.modules_to_save": ()})
     return Situation(
         method=config.adapter.method,
         parameters=machine.parameters,
@@ -260,26 +253,18 @@ def _lengths(config: Config, machine: Machine) -> Lengths:
     )
 
 
-def _longest(prepared: PreparedDataset, *, is_packed: bool) -> Longest:
-    row = max(tokens_of_rows(prepared.train))
-    return Longest(
-        row=row,
-        sequence=prepared.report.stats["max_length"] if is_packed else row,
-        validation=max(tokens_of_rows(prepared.validation), default=0),
-    )
-
-
-def _amount(config: Config, prepared: PreparedDataset, steps: Schedule) -> Amount:
+def _amount(config: Config, steps: Schedule, *, tokens: int, evaluated: int) -> Amount:
+    """What the run computes, of so many tokens a pass and so many an evaluation."""
     evaluation, saving = config.evaluation, config.checkpoints
     total, an_epoch = steps.total_steps, steps.steps_per_epoch
-    evaluated = times(
+    evaluations = times(
         evaluation.eval_strategy, every=evaluation.eval_steps, total_steps=total, steps_per_epoch=an_epoch
     )
     return Amount(
         steps=total,
-        tokens=round(sum(tokens_of_rows(prepared.train)) * total / an_epoch),
-        evaluations=evaluated + 1 if evaluated and len(prepared.validation) else 0,  # And one at the start.
-        evaluation_tokens=sum(tokens_of_rows(prepared.validation)),
+        tokens=round(tokens * total / an_epoch),
+        evaluations=evaluations + 1 if evaluations and evaluated else 0,  # And one at the start.
+        evaluation_tokens=evaluated,
         checkpoints=times(saving.save_strategy, every=saving.save_steps, total_steps=total, steps_per_epoch=an_epoch),
     )
 
@@ -315,26 +300,17 @@ def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDatas
             hint="set data.packing to false: its rows are then padded instead",
         )
     listener.warn("this model does not keep concatenated rows apart: rows are padded instead")
-    data = config.data.model_copy(update={"packing": False})
-    return plan_run(config.model_copy(update={"data": data}), machine=machine, prepared=prepared)
+    return plan_run(with_values(config, {"data.packing": False}), machine=machine, prepared=prepared)
 
 
 def keep_decisions(config: Config, before: Config) -> Config:
     """The config with what the run so far decided for each `auto`: more epochs must not repack the rows."""
-    decided = {
-        name: value for name, value in before.training if getattr(config.training, name) == "auto" and value != "auto"
-    }
-    if config.training.torch_compile == "auto":
-        decided.setdefault("torch_compile", False)  # A run of an older truetune, which compiled nothing.
-    packing = before.data.packing if config.data.packing == "auto" else config.data.packing
-    r = before.adapter.r if config.adapter.r == "auto" else config.adapter.r
-    return config.model_copy(
-        update={
-            "training": config.training.model_copy(update=decided),
-            "data": config.data.model_copy(update={"packing": packing}),
-            "adapter": config.adapter.model_copy(update={"r": r}),
-        }
-    )
+    names = (*(f"training.{leaf}" for leaf, _ in before.training), "data.packing", "adapter.r")
+    left = [name for name in names if value_of(config, name) == "auto"]
+    decided = {name: value for name in left if (value := value_of(before, name)) != "auto"}
+    if "training.torch_compile" in left:
+        decided.setdefault("training.torch_compile", False)  # A run of an older truetune, which compiled nothing.
+    return with_values(config, decided)
 
 
 def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> Sequence[Tokenized | Packed]:
@@ -370,8 +346,7 @@ def _long_run(config: Config, machine: Machine, amount: Amount, *, checkpoints: 
 
 
 def _resolved(config: Config, machine: Machine) -> Config:
-    training = config.training.model_copy(update={"backend": machine.backend, "precision": machine.precision})
-    return config.model_copy(update={"training": training})
+    return with_values(config, {"training.backend": machine.backend, "training.precision": machine.precision})
 
 
 def train_job(

@@ -1,13 +1,14 @@
 """Is the plan true? Real trainings beside what `truetune plan` says of them: peak memory, and time with a probe.
 
     .venv/bin/python bench/plan.py [--only NAME …] [--cuda] [--time] [--steps 4] [--quick]
-                                   [--json FILE] [--again FILE] [--markdown]
+                                   [--step-seconds S] [--json FILE] [--again FILE] [--markdown]
 
 Each case is a model (SmolLM2-135M, or a random one made here: deep, wide, of a large vocabulary), a method, a length
 and levers. It is planned by `truetune plan --json` and trained by `truetune train`, each in a process of its own, and
-the plan's peak is compared with the run's `peak_memory_bytes` (resident memory; on CUDA the allocator's peak). With
---time it is planned with --probe and trained for as many steps as take about half a minute, and the seconds of
-training are compared too. Printed is a line a case, and the median and the worst error at the end.
+the estimated peak is compared with the peak_memory_bytes of the run (resident memory; on CUDA the allocator's
+peak). With --time it is planned again with --probe and trained for as many steps as take about half a minute, and the
+seconds of training are compared too; --step-seconds halves a case's length until the estimate of a step is below it,
+for machines on which the whole list would take hours. Printed is a line a case, the median and the worst at the end.
 
 --json keeps what was measured; --again plans anew and compares with the measures of such a file, training nothing.
 --cuda runs the same list on a GPU, where models are larger. --quick trains two tiny cases, which checks this script.
@@ -15,13 +16,14 @@ training are compared too. Printed is a line a case, and the median and the wors
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +37,7 @@ ENVIRONMENT = {
 }
 CHILD = Path(__file__).with_name("plan_models.py")
 HALF_A_MINUTE = 30.0
+FEWEST, MOST = 6, 60
 SENTENCE = "the train to Oslo leaves at seven from platform two and takes four hours with one change in Hamar"
 
 
@@ -154,6 +157,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--step-seconds", type=float)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", type=Path)
@@ -178,7 +182,10 @@ class Bench:
         before = {each["name"]: each for each in earlier}
         for case in cases:
             try:
-                measure = self._planned_again(case, before[case.name]) if before else self._measure(case)
+                if before:
+                    measure = self._planned_again(case, before[case.name])
+                else:
+                    measure = self._measure(self._shortened(case))
             except (subprocess.CalledProcessError, KeyError) as error:
                 self.failed += 1
                 print(f"{case.name} failed: {(getattr(error, 'stderr', '') or str(error))[-800:]}", file=sys.stderr)
@@ -193,19 +200,28 @@ class Bench:
         return ["--large"] if self.options.cuda else []
 
     def _measure(self, case: Case) -> Measure:
-        words = self._words(case, self.options.steps)
-        planned = self._plan(words, "--probe") if self.options.time else self._plan(words)
+        words, seconds = self._words(case, self.options.steps), None
+        planned = self._plan(words)
         if self.options.time:
-            a_step = planned["seconds"] / planned["total_steps"]
-            words = self._words(case, max(3, round(HALF_A_MINUTE / a_step)))
-            planned = self._plan(words, "--probe")
+            steps = min(MOST, max(FEWEST, round(HALF_A_MINUTE * planned["total_steps"] / planned["seconds"])))
+            words = self._words(case, steps)
+            seconds = self._plan(words, "--probe")["seconds"]
         run = self.folder / "run"
         ask("train", *words, "--output-dir", str(run), "--overwrite")
         record = json.loads((run / "run.json").read_text("utf-8"))
-        return measured(case, planned, record["peak_memory_bytes"], record["seconds"])
+        return measured(case, planned, record, seconds)
+
+    def _shortened(self, case: Case) -> Case:
+        """The case, halved in length until a step is estimated to take no longer than is wished."""
+        if not (wished := self.options.step_seconds):
+            return case
+        planned = self._plan(self._words(case, 1))
+        halvings = max(0, math.ceil(math.log2(planned["seconds"] / planned["total_steps"] / wished)))
+        return replace(case, length=case.length >> halvings)
 
     def _planned_again(self, case: Case, before: Mapping[str, Any]) -> Measure:
-        return measured(case, self._plan(self._words(case, self.options.steps)), before["bytes"], before["seconds"])
+        record = {"peak_memory_bytes": before["bytes"], "seconds": before["seconds"]}
+        return measured(case, self._plan(self._words(case, self.options.steps)), record, before["planned_seconds"])
 
     def _plan(self, words: Sequence[str], *flags: str) -> dict[str, Any]:
         plan: dict[str, Any] = json.loads(ask("plan", *words, "--json", *flags))
@@ -263,9 +279,10 @@ def ask(command: str, *words: str) -> str:
     return done.stdout
 
 
-def measured(case: Case, planned: Mapping[str, Any], size: int, seconds: float) -> Measure:
+def measured(case: Case, planned: Mapping[str, Any], record: Mapping[str, Any], seconds: float | None) -> Measure:
     memory = planned["memory"]
-    return Measure(case.name, memory["peak_bytes"], size, memory["parts"], planned["seconds"], seconds)
+    peak, parts = memory["peak_bytes"], memory["parts"]
+    return Measure(case.name, peak, record["peak_memory_bytes"], parts, seconds, record["seconds"])
 
 
 def line(measure: Measure) -> str:
@@ -279,14 +296,21 @@ def line(measure: Measure) -> str:
 
 def tell(measures: Sequence[Measure], *, is_markdown: bool) -> None:
     if is_markdown:
-        print("| training | planned GB | taken GB | error |\n|---|---:|---:|---:|")
+        heads = ["training", "planned GB", "taken GB", "error", "planned s", "taken s", "error"]
+        print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
         for each in measures:
             sizes = f"{each.planned_bytes / 1e9:.2f} | {each.bytes / 1e9:.2f} | {each.memory_error:+.1%}"
-            print(f"| {each.name} | {sizes} |")
+            print(f"| {each.name} | {sizes} | {times(each)} |")
     unseen = {case.name for case in HELD_OUT}
     summarise("memory", [each.memory_error for each in measures if each.name not in unseen])
     summarise("memory, not fitted to", [each.memory_error for each in measures if each.name in unseen])
     summarise("time", [each.time_error for each in measures if each.time_error is not None])
+
+
+def times(measure: Measure) -> str:
+    if measure.time_error is None:
+        return "| |"
+    return f"{measure.planned_seconds:.0f} | {measure.seconds:.0f} | {measure.time_error:+.1%}"
 
 
 def summarise(what: str, errors: Sequence[float]) -> None:

@@ -1,12 +1,16 @@
 """`plan --probe`: real steps of the run itself, timed and weighed."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import arithmetic_rows, write_jsonl
 from truetune.cli import main
+
+SLOWLY = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +53,21 @@ def test_a_probe_measures_this_machine_alone(tiny_base: Path, rows: Path, capsys
     assert "a probe measures this machine" in capsys.readouterr().err
     assert main(words) == 2
     assert "--data" in capsys.readouterr().err
+
+
+def test_a_probe_times_the_training_alone_as_a_run_does(
+    tiny_base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from truetune.training import trl
+
+    build = trl.build_engine
+
+    def built_slowly(*args: Any, **options: Any) -> trl.Engine:
+        time.sleep(SLOWLY)
+        return build(*args, **options)
+
+    monkeypatch.setattr(trl, "build_engine", built_slowly)
+    assert main(["plan", "--model", str(tiny_base), "--data", str(rows), "--probe", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 0 < told["probe"]["first"]["seconds"] < SLOWLY
+    assert told["seconds"] < SLOWLY

@@ -82,12 +82,11 @@ def _probed(
         machine.tokenizer,
     )
     job = train_job(plan, machine=machine, checkpoints=folder, is_padding_free=model.isolates)
-    started = time.perf_counter()
     result = session.train(_probe_job(job, plan), rows, Tracking(folder), [])
     ended = time.perf_counter()
     tokens = [sum(_tokens(plan.sequences[place]) for place in group) for group in groups]
     return replace(
-        _read(clock, tokens * (_STEPS // len(groups)), started, ended, rows.validation),
+        _read(clock, tokens * (_STEPS // len(groups)), ended - result.seconds, ended, rows.validation),
         loading=loaded - began,
         peak_bytes=result.peak_memory_bytes,
     )
@@ -139,7 +138,10 @@ def _probe_job(job: TrainJob, plan: RunPlan) -> TrainJob:
 def _read(
     clock: _Clock, tokens: Sequence[int], began: float, ended: float, validation: Sequence[Tokenized]
 ) -> Probed:
-    """What the clock's notes say; the first step has all that comes before it."""
+    """What the clock's notes say of a training between two moments; the first step has what warms up before it.
+
+    The training begins where run.json's `seconds` do: the trainer has been built.
+    """
     first, *others = [after - before for before, after in zip([began, *clock.steps], clock.steps, strict=False)]
     evaluated = clock.evaluated if clock.evaluated and clock.evaluated > clock.steps[-1] else None
     return Probed(

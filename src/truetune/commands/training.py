@@ -1,0 +1,148 @@
+"""demo, plan, find-lr, train, verify: a run, and what comes before it."""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truetune.commands.settings import load
+from truetune.commands.status import stopped_status
+
+if TYPE_CHECKING:
+    from truetune.pipeline.resume import Resume
+    from truetune.pipeline.train import Run
+
+
+def demo(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_table
+    from truetune.pipeline.demo import run_demo
+
+    listener = ConsoleListener()
+    outcome = run_demo(
+        output_dir=options.output_dir and Path(options.output_dir),
+        overwrite=options.overwrite,
+        seed=options.seed,
+        overrides=options.settings,
+        listener=listener,
+    )
+    listener.close()
+    rows = [(example.request, example.before, example.after, example.expected) for example in outcome.examples]
+    show_table("Held-out requests", ("request", "base model", "fine-tuned", "expected"), rows)
+    show(
+        f"exact match on {outcome.held_out} held-out requests: {outcome.before:.0%} before, {outcome.after:.0%} after"
+    )
+    show(f"run: {outcome.run.directory}")
+    show(f"talk to it: truetune chat {outcome.run.directory}")
+
+
+def plan(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_forecast, show_json, show_outline
+
+    with closing(ConsoleListener()) as listener:
+        config = load(options, listener, required=())
+        from truetune.pipeline.forecast import Forecast, forecast
+
+        found = forecast(
+            config,
+            device=options.device,
+            parallel=options.parallel,
+            probe=options.probe,
+            price_per_hour=options.price_per_hour,
+            listener=listener,
+        )
+        if options.json:
+            show_json(found.as_json())
+        elif isinstance(found, Forecast):
+            show_forecast(found)
+        else:
+            show_outline(found)
+        if options.fit and found.changes:
+            _write_changes(options, found, listener)
+        elif options.fit and found.changes is not None:
+            listener.say("it fits as it is: nothing to change")
+    return 1 if found.fits is False and not (options.fit and found.changes) else 0
+
+
+def _write_changes(options: argparse.Namespace, found: Any, listener: Any) -> None:
+    """What makes the run fit, in its file; without one, as it is written on a command line."""
+    from truetune.pipeline.fitting import settings_of, write_settings
+
+    settings = settings_of(found.changes)
+    if options.config:
+        write_settings(Path(options.config), settings)
+        listener.say(f"{options.config}: written, with {', '.join(settings)}")
+    else:
+        listener.say(f"fits with: {' '.join(f'{name}={value}' for name, value in settings.items())}")
+
+
+def find_lr(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_json, show_range_test
+    from truetune.pipeline.find_lr import find_learning_rate
+
+    with closing(ConsoleListener()) as listener:
+        found = find_learning_rate(load(options, listener), steps=options.steps, listener=listener)
+    if options.json:
+        show_json(found.as_json())
+    else:
+        show_range_test(found)
+    return stopped_status(found.stopped_by)
+
+
+def train(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show
+
+    with closing(ConsoleListener()) as listener:
+        resume = _resume(options)
+        config = load(options, listener)
+        # Only now: half a second of imports, which no wrong config has to wait for.
+        from truetune.pipeline.train import train_run
+
+        if isinstance(resume, Path) and config.output_dir is None:
+            config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
+        run = train_run(
+            config, resume=resume, overwrite=options.overwrite, dry_run=options.dry_run, listener=listener
+        )
+    show(_summary(run))
+    return stopped_status(run.stopped_by)
+
+
+def _resume(options: argparse.Namespace) -> "Resume":
+    """As --resume says, or Hugging Face's name for it among the settings."""
+    prefix = "resume_from_checkpoint="
+    named = [word.removeprefix(prefix) for word in options.settings if word.startswith(prefix)]
+    options.settings = [word for word in options.settings if not word.startswith(prefix)]
+    match options.resume or next(iter(named), None):
+        case None | "false" | "null":
+            return "never"
+        case "newest" | "true":
+            return "newest"
+        case "auto":
+            return "auto"
+        case path:
+            return Path(path)
+
+
+def _summary(run: "Run") -> str:
+    if run.status == "dry run":
+        return "dry run: everything is decided, nothing is written"
+    losses = f"loss {run.final_loss:.4f}" if run.final_loss is not None else ""
+    validation = f", validation loss {run.eval_loss:.4f}" if run.eval_loss is not None else ""
+    lines = [f"{run.status}: {run.steps} steps, {losses}{validation}", f"run: {run.directory}"]
+    if run.adapter:
+        lines.append(f'ask it: truetune generate {run.directory} --prompt "…"')
+    return "\n".join(lines)
+
+
+def verify(options: argparse.Namespace) -> int:
+    from truetune.console import ConsoleListener, show_json, show_verification
+    from truetune.pipeline.verify import verify_run
+
+    with closing(ConsoleListener()) as listener:
+        found = verify_run(
+            options.run_directory, base_model=options.base, proof_steps=options.resume_proof, listener=listener
+        )
+    if options.json:
+        show_json(found.as_json())
+    else:
+        show_verification(found)
+    return 0 if found.is_sound else 1

@@ -37,7 +37,7 @@ ENVIRONMENT = {
 }
 CHILD = Path(__file__).with_name("plan_models.py")
 HALF_A_MINUTE = 30.0
-FEWEST, MOST = 6, 60
+FEWEST, MOST = 6, 30
 SENTENCE = "the train to Oslo leaves at seven from platform two and takes four hours with one change in Hamar"
 
 
@@ -182,10 +182,7 @@ class Bench:
         before = {each["name"]: each for each in earlier}
         for case in cases:
             try:
-                if before:
-                    measure = self._planned_again(case, before[case.name])
-                else:
-                    measure = self._measure(self._shortened(case))
+                measure = self._planned_again(case, before[case.name]) if before else self._measure(case)
             except (subprocess.CalledProcessError, KeyError) as error:
                 self.failed += 1
                 print(f"{case.name} failed: {(getattr(error, 'stderr', '') or str(error))[-800:]}", file=sys.stderr)
@@ -203,21 +200,14 @@ class Bench:
         words, seconds = self._words(case, self.options.steps), None
         planned = self._plan(words)
         if self.options.time:
-            steps = min(MOST, max(FEWEST, round(HALF_A_MINUTE * planned["total_steps"] / planned["seconds"])))
+            case, steps = half_a_minute(case, planned, step_seconds=self.options.step_seconds)
             words = self._words(case, steps)
-            seconds = self._plan(words, "--probe")["seconds"]
+            planned = self._plan(words, "--probe")
+            seconds = planned["seconds"]
         run = self.folder / "run"
         ask("train", *words, "--output-dir", str(run), "--overwrite")
         record = json.loads((run / "run.json").read_text("utf-8"))
         return measured(case, planned, record, seconds)
-
-    def _shortened(self, case: Case) -> Case:
-        """The case, halved in length until a step is estimated to take no longer than is wished."""
-        if not (wished := self.options.step_seconds):
-            return case
-        planned = self._plan(self._words(case, 1))
-        halvings = max(0, math.ceil(math.log2(planned["seconds"] / planned["total_steps"] / wished)))
-        return replace(case, length=case.length >> halvings)
 
     def _planned_again(self, case: Case, before: Mapping[str, Any]) -> Measure:
         record = {"peak_memory_bytes": before["bytes"], "seconds": before["seconds"]}
@@ -279,10 +269,17 @@ def ask(command: str, *words: str) -> str:
     return done.stdout
 
 
+def half_a_minute(case: Case, planned: Mapping[str, Any], *, step_seconds: float | None) -> tuple[Case, int]:
+    """The case, halved in length until a step is estimated to be as short as is wished, and how many to train."""
+    a_step = planned["seconds"] / planned["total_steps"]
+    halvings = max(0, math.ceil(math.log2(a_step / step_seconds))) if step_seconds else 0
+    steps = round(HALF_A_MINUTE / a_step * 2**halvings)
+    return replace(case, length=case.length >> halvings), min(MOST, max(FEWEST, steps))
+
+
 def measured(case: Case, planned: Mapping[str, Any], record: Mapping[str, Any], seconds: float | None) -> Measure:
-    memory = planned["memory"]
-    peak, parts = memory["peak_bytes"], memory["parts"]
-    return Measure(case.name, peak, record["peak_memory_bytes"], parts, seconds, record["seconds"])
+    parts = {name: size for name, size in planned["memory"]["parts"].items() if name != "not estimated"}
+    return Measure(case.name, sum(parts.values()), record["peak_memory_bytes"], parts, seconds, record["seconds"])
 
 
 def line(measure: Measure) -> str:

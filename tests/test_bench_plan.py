@@ -9,7 +9,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from plan import CASES, HELD_OUT, Measure, line, tell, write_rows  # noqa: E402
+from plan import CASES, FEWEST, HELD_OUT, Measure, half_a_minute, line, measured, tell, write_rows  # noqa: E402
 
 from truetune.config.load import load_config  # noqa: E402
 
@@ -49,3 +49,16 @@ def test_errors_are_told_and_summed_up_apart(capsys: pytest.CaptureFixture[str])
         "memory, not fitted to: 1 runs, median error 20.0%, worst 20.0%",
         "time: 1 runs, median error 50.0%, worst 50.0%",
     ]
+
+
+def test_a_case_is_halved_until_a_step_is_short_enough_and_trained_for_half_a_minute() -> None:
+    planned = {"seconds": 80.0, "total_steps": 4}
+    assert half_a_minute(CASES[1], planned, step_seconds=None) == (CASES[1], FEWEST)
+    case, steps = half_a_minute(CASES[1], planned, step_seconds=3.0)
+    assert (case.length, case.batch, steps) == (CASES[1].length // 8, CASES[1].batch, 12)
+
+
+def test_memory_is_held_against_the_estimate_even_where_a_probe_has_measured_it() -> None:
+    planned = {"memory": {"peak_bytes": 120, "parts": {"weights": 90, "not estimated": 30}}}
+    measure = measured(CASES[0], planned, {"peak_memory_bytes": 100, "seconds": 2.0}, 3.0)
+    assert (measure.planned_bytes, measure.parts) == (90, {"weights": 90})

@@ -53,7 +53,7 @@ def replaced(target: str, by: Callable[..., Any]) -> Iterator[None]:
 
 def in_slices_of(tokens: int) -> Callable[..., Any]:
     def cut(batch: Any, _: int | None) -> Any:
-        from truetune.training.slices import slices
+        from truetune.model.slices import slices
 
         return slices(batch, tokens)
 
@@ -85,7 +85,7 @@ LEVERS = {
     "8bit": Lever("base in 8 bits", {"model.load_in_8bit": True}, keeps_losses=False, needs="bitsandbytes"),
     "loss-whole": Lever(
         "supervised tokens' logits at once, not some words at a time",
-        replaces="truetune.training.loss.words_at_a_time",
+        replaces="truetune.model.loss.words_at_a_time",
         by=lambda *_: 1 << 40,
     ),
     "logits-whole": Lever(

@@ -63,13 +63,13 @@ def test_rows_that_accumulate_go_through_one_by_one(trial: Trial) -> None:
 
 
 def test_a_lever_that_is_connected_to_nothing_fails(trial: Trial) -> None:
-    lever = Lever("nothing", replaces="truetune.training.slices.largest", by=len)
+    lever = Lever("nothing", replaces="truetune.model.slices.largest", by=len)
     with pytest.raises(RuntimeError, match="not what truetune calls"):
         train_with_truetune(trial, lever=lever)
 
 
 def test_a_function_that_is_gone_cannot_be_replaced() -> None:
-    with pytest.raises(AttributeError), replaced("truetune.training.slices.gone", by=len):
+    with pytest.raises(AttributeError), replaced("truetune.model.slices.gone", by=len):
         pass
 
 

@@ -17,8 +17,8 @@ from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_blocks import fuse_blocks
+from truetune.model.slices import TOKENS
 from truetune.training.monitor import MetricsCallback
-from truetune.training.slices import TOKENS
 from truetune.training.trl import build_engine, train
 
 PACKS = pack(ROWS, max_length=150)

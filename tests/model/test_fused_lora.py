@@ -19,8 +19,8 @@ from tiny_runs import LORA, ROWS, Trained
 from truetune.model.adapter import add_adapter
 from truetune.model.fused_lora import FusedLinear, cast_once
 from truetune.model.load import ModelOptions, load_model
+from truetune.model.slices import TOKENS
 from truetune.model.source import resolve_model
-from truetune.training.slices import TOKENS
 
 IDS = torch.arange(1, 25).view(2, 12)
 

@@ -14,11 +14,11 @@ from truetune.model.adapter import LoraSettings, add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.fused_blocks import fuse_blocks
 from truetune.model.load import ModelOptions, load_model, read_config
+from truetune.model.loss import provable_head, words_at_a_time
 from truetune.model.shape import ModelShape, configured_shape, shape_of
 from truetune.model.source import resolve_model
 from truetune.planning.hyperparameters import gradient_checkpointing
 from truetune.planning.memory import Memory, Workload, estimate, tokens_at_a_time
-from truetune.training.loss import provable_head, words_at_a_time
 
 LORA = LoraSettings(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", bias="none")
 TOKENS, SAMPLE = 1024, 128

@@ -17,10 +17,10 @@ from tiny_runs import LORA, ROWS, TOKENIZER, Largest, Trained, columns, job, tok
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED
 from truetune.listener import LogListener
+from truetune.model import loss
 from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
-from truetune.training import loss
-from truetune.training.loss import Head, LanguageHead, log_probs, provable_head, words_at_a_time
+from truetune.model.loss import Head, LanguageHead, log_probs, provable_head, words_at_a_time
 from truetune.training.trl import build_engine
 
 VOCABULARY, SIZE = 61, 16

@@ -20,10 +20,10 @@ from tiny_runs import LORA, ROWS, TOKENIZER, Heard, Trained, architecture, colum
 from truetune.data.collate import collate
 from truetune.errors import BackendError
 from truetune.model.adapter import add_adapter
+from truetune.model.slices import largest
 from truetune.runs.checkpoints import problems
 from truetune.training.monitor import MetricsCallback
 from truetune.training.room import Room, is_out_of_memory, persist
-from truetune.training.slices import largest
 from truetune.training.trl import build_engine, train
 
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}

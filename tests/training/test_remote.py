@@ -1,5 +1,6 @@
 """A training in another process: what comes of it, what is heard meanwhile, and how either process ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from heard import Heard
 from tiny_runs import LORA, ROWS, TOKENIZER, job
 from truetune.data.store import RowWriter, StoredRow, StoredRows, row_batch
 from truetune.errors import BackendError
+from truetune.model.fixtures import FILE, FixedPrompt
 from truetune.model.load import ModelOptions
 from truetune.model.source import ModelSource
 from truetune.training.remote import RemoteSession
@@ -49,7 +51,7 @@ def stored(tmp_path: Path) -> StoredRows:
 
 
 def run(session: Session, base: Path, rows: StoredRows, folder: Path, **changes: Any) -> Any:
-    """The result of a training and the saved adapter's tensors."""
+    """The result of a training, what was saved of it, and the saved adapter's tensors."""
     try:
         loaded = session.load(request(base))
         result = session.train(
@@ -58,10 +60,14 @@ def run(session: Session, base: Path, rows: StoredRows, folder: Path, **changes:
             Tracking(folder),
             (),
         )
-        session.save(Destination(folder / "adapter", "org/base", None, (260,)))
+        prompts = tuple(FixedPrompt(tuple(row.input_ids[:30]), "a row") for row in rows[:3])
+        destination = Destination(
+            folder / "adapter", "org/base", None, (260,), prompts=prompts[:1], row_prompts=prompts[1:]
+        )
+        saved = session.save(destination)
     finally:
         session.close()
-    return result, load_file(folder / "adapter" / "adapter_model.safetensors")
+    return result, saved, load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 def test_a_training_elsewhere_is_the_training_here_to_the_bit(
@@ -72,13 +78,18 @@ def test_a_training_elsewhere_is_the_training_here_to_the_bit(
     local = TrlSession(here, lines["here"].append)
     remote = RemoteSession(program(), log=tmp_path / "log", listener=there, write_metrics=lines["there"].append)
     changes = {"eval_strategy": "epoch", "num_train_epochs": 2}
-    expected, tensors = run(local, tiny_base, stored, tmp_path / "here", **changes)
-    found, others = run(remote, tiny_base, stored, tmp_path / "there", **changes)
+    expected, saved, tensors = run(local, tiny_base, stored, tmp_path / "here", **changes)
+    found, saved_there, others = run(remote, tiny_base, stored, tmp_path / "there", **changes)
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert (found.steps, found.final_loss, found.eval_loss) == (12, expected.final_loss, expected.eval_loss)
     assert [line.get("loss") for line in lines["there"]] == [line.get("loss") for line in lines["here"]]
     assert there.lines == here.lines
+    assert saved_there == saved
+    assert len(saved.row_fixtures.fixtures) == 2
+    answers = [(tmp_path / place / "adapter" / FILE).read_text() for place in ("here", "there")]
+    assert answers[0] == answers[1]
+    assert len(json.loads(answers[0])["fixtures"]) == 1
     assert "step 12 of 12" in there.lines
 
 

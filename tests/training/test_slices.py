@@ -15,7 +15,7 @@ from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED, Tokenized
 from truetune.data.packing import pack
 from truetune.model.adapter import add_adapter
-from truetune.training.slices import largest, slices
+from truetune.model.slices import largest, slices
 
 SGD = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 WEIGHTED = [replace(each, weight=0.5 + index % 3) for index, each in enumerate(ROWS)]

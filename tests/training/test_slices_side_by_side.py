@@ -13,9 +13,9 @@ import torch
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Trained, row
 from truetune.model.adapter import add_adapter
+from truetune.model.side_by_side import obstacle, side_by_side
 from truetune.training import trl
 from truetune.training.room import Room
-from truetune.training.side_by_side import obstacle, side_by_side
 
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 

@@ -14,10 +14,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from conftest import tiny_model
 from tiny_runs import LORA, ROWS, TOKENIZER, Trained, row, trained_weights
 from truetune.data.examples import Tokenized
+from truetune.model import slices
 from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.fused_blocks import fuse_blocks
-from truetune.training import slices
 
 STEPS, BATCH, ACCUMULATED, RATE = 20, 3, 2, 5e-3
 MANY = [*ROWS, *(row(f"why {number}?", "because " * (1 + number % 7)) for number in range(30))]

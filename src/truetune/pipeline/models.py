@@ -11,6 +11,7 @@ from truetune.errors import BackendError, TruetuneError, first_line
 from truetune.model.hardware import Device, Precision, free_memory, resolve_device, resolve_precision
 from truetune.model.headers import Headers, Listed
 from truetune.model.load import ModelFacts, Quantization, facts_of
+from truetune.model.portions import words_at_a_time
 from truetune.model.shape import ModelShape, configured_shape
 from truetune.model.source import DEMO, ModelSource, cache_directory
 from truetune.model.stored import (
@@ -29,7 +30,6 @@ from truetune.model.unusual import Evidence, Oddity, Vocabulary, find_unusual
 from truetune.pipeline.workload import Longest, tokens_evaluated, tokens_trained
 from truetune.planning.hyperparameters import leaves_room
 from truetune.planning.memory import Workload, estimate
-from truetune.training.portions import words_at_a_time
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")

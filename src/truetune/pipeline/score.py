@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truetune.config.schema import Config
-from truetune.data.examples import IGNORED, Location
+from truetune.data.examples import Location
 from truetune.data.rules import Problem
 from truetune.data.store import evenly
-from truetune.inference.score import row_losses
+from truetune.inference.losses import row_losses
 from truetune.listener import Listener
 from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
 from truetune.model.load import ModelOptions, load_model, read_facts
 from truetune.model.source import resolve_model
+from truetune.model.tokenizer import pad_token_id
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Account
 
@@ -93,12 +94,14 @@ def score_rows(
     listener.say(f"scoring {len(chosen):,} of {len(every):,} rows with {config.model.name_or_path}")
     files, lines = chosen.column("file"), chosen.column("line")
     places = [account.where(files[place], lines[place]) for place in chosen.places]
-    scored = []
-    for done, (where, row, loss) in enumerate(
-        zip(places, chosen, row_losses(_base(config), chosen), strict=True), start=1
-    ):
-        scored.append(RowScore(where, loss, len(row.labels) - row.labels.count(IGNORED)))
-        listener.progress("scoring rows", done, len(chosen))
+    losses = row_losses(
+        _base(config),
+        chosen,
+        pad_token_id=pad_token_id(prepared.template.tokenizer),
+        progress=lambda done, total: listener.progress("scoring rows", done, total),
+    )
+    found = zip(places, losses.means.tolist(), losses.tokens.tolist(), strict=True)
+    scored = [RowScore(where, loss, tokens) for where, loss, tokens in found]
     return Scores(tuple(sorted(scored, key=lambda score: -score.loss)), len(every))
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from truetune.config.schema import AdapterConfig, Config
 from truetune.model.hardware import Device
+from truetune.model.portions import TOKENS, WORKERS, words_at_a_time
 from truetune.pipeline.machine import Machine, stored_dtype
 from truetune.planning.memory import Memory, Workload, estimate, is_side_by_side, tokens_at_a_time
-from truetune.training.portions import TOKENS, WORKERS, words_at_a_time
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from truetune.training.session import (
     Destination,
     LoadedModel,
     ModelRequest,
+    Saved,
     Session,
     Tracking,
     TrainingRows,
@@ -59,7 +60,7 @@ class RemoteSession:
     def train(self, job: TrainJob, rows: TrainingRows, tracking: Tracking, callbacks: Sequence[Any]) -> TrainResult:
         return self._ask("train", job, rows, tracking, callbacks)  # type: ignore[no-any-return]
 
-    def save(self, destination: Destination) -> int:
+    def save(self, destination: Destination) -> Saved:
         return self._ask("save", destination)  # type: ignore[no-any-return]
 
     def close(self) -> None:

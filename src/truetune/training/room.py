@@ -7,7 +7,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from truetune.errors import first_line
-from truetune.training.slices import Batch, largest, slices
+from truetune.model.slices import Batch, largest, slices
 
 Result = TypeVar("Result")
 

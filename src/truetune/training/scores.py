@@ -6,7 +6,7 @@ import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
 from truetune.data.examples import IGNORED
-from truetune.training.loss import LanguageHead
+from truetune.model.loss import LanguageHead
 
 Scores: TypeAlias = FusedCausalLMOutput
 """What a batch scores: log_probs, is_top1 and label_mask of every next token, and a mixture's aux_loss."""

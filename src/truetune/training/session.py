@@ -1,13 +1,15 @@
 """A training, from the base's weights to verified ones: load, train, save, here or in a process of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from truetune.data.examples import Packed, Tokenized
+from truetune.errors import first_line
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
+from truetune.model.fixtures import FILE, FixedPrompt, Fixtures, record
 from truetune.model.load import ModelOptions
 from truetune.model.source import ModelSource
 from truetune.training.job import TrainJob, TrainResult
@@ -63,13 +65,27 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the trained weights go, what is recorded of their base, and `documents` that go beside, by file name."""
+    """Where the trained weights go, what is recorded of their base, and `documents` that go beside, by file name.
+
+    The model's answers to `prompts` go beside too. Those to `row_prompts` are handed back: whoever passes the folder
+    on does not pass on rows.
+    """
 
     folder: Path
     base_model: str
     revision: str | None
     stop_token_ids: tuple[int, ...]
     documents: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[FixedPrompt, ...] = ()
+    row_prompts: tuple[FixedPrompt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """How many tensors were saved and verified, and the answers to the rows' prompts, where any were recorded."""
+
+    tensors: int
+    row_fixtures: Fixtures | None
 
 
 class Session(Protocol):
@@ -81,8 +97,8 @@ class Session(Protocol):
     def train(self, job: TrainJob, rows: TrainingRows, tracking: Tracking, callbacks: Sequence[Any]) -> TrainResult:
         """Trains to the end, or to the step after SIGINT or SIGTERM."""
 
-    def save(self, destination: Destination) -> int:
-        """Saves the trained weights, verified, and returns how many tensors they are."""
+    def save(self, destination: Destination) -> Saved:
+        """Saves the trained weights, verified, with the model's answers; answers that fail cost a warning only."""
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -148,7 +164,38 @@ class TrlSession:
             )
             return train(self._engine, job, metrics=MetricsCallback(self.write_metrics))
 
-    def save(self, destination: Destination) -> int:
+    def save(self, destination: Destination) -> Saved:
+        answers = self._answers(destination)
+        if answers is None:
+            return Saved(self._save(destination), None)
+        ours, of_rows = answers.split(len(destination.prompts))
+        documents = {**destination.documents, FILE: ours.as_document()}
+        return Saved(self._save(replace(destination, documents=documents)), of_rows)
+
+    def _answers(self, destination: Destination) -> Fixtures | None:
+        """What the trained model answers, computed as likeliest is; None where nothing is asked, or it fails."""
+        from truetune.model.fused_lora import as_peft
+
+        prompts = (*destination.prompts, *destination.row_prompts)
+        if not prompts:
+            return None
+        try:
+            model = self._engine.accelerator.unwrap_model(self._engine.model)
+            with as_peft(model):
+                return record(
+                    model,
+                    prompts,
+                    stop_token_ids=destination.stop_token_ids,
+                    has_drafts=self._engine.generates,
+                )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the trained weights must not be lost by it
+            self.listener.warn(
+                f"the model's answers could not be recorded ({first_line(error)}): the weights are saved, and what "
+                "is made of them later cannot be held against answers"
+            )
+            return None
+
+    def _save(self, destination: Destination) -> int:
         from truetune.model.load import load_model
         from truetune.training.saving import save_adapter, save_full_model
 

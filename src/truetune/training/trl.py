@@ -25,6 +25,9 @@ from truetune.listener import Listener
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
 from truetune.model.hardware import lacks_compiler
+from truetune.model.loss import provable_head
+from truetune.model.side_by_side import WORKERS, obstacle, side_by_side
+from truetune.model.slices import TOKENS, largest, slices
 from truetune.model.tokenizer import pad_token_id
 from truetune.runs.checkpoints import checkpoint_folder, newest_listed
 from truetune.training.arguments import sft_arguments
@@ -37,7 +40,6 @@ from truetune.training.checkpoints import (
     write_checkpoint,
 )
 from truetune.training.job import TrainJob, TrainResult
-from truetune.training.loss import provable_head
 from truetune.training.monitor import (
     EarlyStopping,
     MetricsCallback,
@@ -50,8 +52,6 @@ from truetune.training.monitor import (
 )
 from truetune.training.room import CHECKPOINTING, Room, persist
 from truetune.training.scores import Scores, score_logits, score_supervised
-from truetune.training.side_by_side import WORKERS, obstacle, side_by_side
-from truetune.training.slices import TOKENS, largest, slices
 from truetune.training.step import Counts, Step, random_state
 
 
@@ -63,6 +63,9 @@ class Engine(SFTTrainer):
 
     computes_side_by_side = True
     """False where the model's code is another than transformers', and may not allow it."""
+
+    generates = True
+    """False where the model's own `generate` would leave it other than training had it."""
 
     def __init__(self, *, job: TrainJob, listener: Listener, **options: Any) -> None:
         super().__init__(**options)

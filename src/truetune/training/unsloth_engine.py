@@ -11,6 +11,7 @@ class UnslothEngine(Engine):
 
     tells_accuracy = False
     computes_side_by_side = False
+    generates = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

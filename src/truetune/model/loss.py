@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from truetune.training.portions import words_at_a_time as words_at_a_time
+from truetune.model.portions import words_at_a_time as words_at_a_time
 
 
 @dataclass(frozen=True, slots=True)

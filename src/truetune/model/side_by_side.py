@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from truetune.training.portions import WORKERS as WORKERS
+from truetune.model.portions import WORKERS as WORKERS
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from truetune.training.portions import TOKENS as TOKENS
+from truetune.model.portions import TOKENS as TOKENS
 
 Batch = dict[str, torch.Tensor]
 

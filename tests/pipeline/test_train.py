@@ -28,7 +28,8 @@ def run(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_run_leaves_config_record_report_metrics_checkpoints_and_adapter(run: truetune.Run) -> None:
     names = {path.name for path in run.directory.iterdir() if path.name != ".lock"}
-    assert names == {"config.yaml", "run.json", "data-report.json", "metrics.jsonl", "checkpoints", "adapter"}
+    files = {"config.yaml", "run.json", "data-report.json", "metrics.jsonl", "parity.json"}
+    assert names == {*files, "checkpoints", "adapter"}
     record = json.loads((run.directory / "run.json").read_text())
     assert record["status"] == run.status == "finished"
     assert record["steps"] == run.steps == record["total_steps"]

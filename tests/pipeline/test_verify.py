@@ -39,13 +39,14 @@ def told(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[
 def test_a_sound_run_is_told_part_by_part(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, printed = told(run, capsys)
     assert status == 0
-    assert [line.partition(":")[0] for line in printed.splitlines()[:4]] == [
+    assert [line.partition(":")[0] for line in printed.splitlines()[:5]] == [
         "checkpoint-4",
         "checkpoint-2",
         "adapter",
+        "answers",
         "config.yaml",
     ]
-    assert printed.count("as it was written") == 4
+    assert printed.count("as it was written") == 5
     assert printed.splitlines()[-1] == f"{run}: sound"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from truetune.config.load import load_config
 from truetune.config.schema import Config
 from truetune.data.examples import Record
+from truetune.data.store import StoredRows
 from truetune.errors import BackendError, CheckpointError, first_line
 from truetune.files import remedy, write_json, write_text
 from truetune.listener import Listener, LogListener
@@ -21,6 +22,7 @@ from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import prepare_for
 from truetune.pipeline.commented import commented_config
 from truetune.pipeline.duration import reckoned_duration
+from truetune.pipeline.fixed_prompts import own_prompts, row_prompts
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
 from truetune.pipeline.prepare import PreparedDataset
@@ -246,10 +248,26 @@ class _Training:
         prompts = prompt_format.prompt_format(
             template, self.prepared.formats, base_model=source.name, revision=source.revision
         )
-        documents = {prompt_format.FILE: asdict(prompts)}
-        tensors = session.save(Destination(folder, source.name, source.revision, template.stop_token_ids, documents))
-        self.listener.say(f"saved and verified: {tensors} tensors in {folder}")
+        self.directory.parity.unlink(missing_ok=True)  # What it holds was answered by the weights that go now.
+        context = self.machine.facts.context_length
+        saved = session.save(
+            Destination(
+                folder,
+                source.name,
+                source.revision,
+                template.stop_token_ids,
+                documents={prompt_format.FILE: asdict(prompts)},
+                prompts=tuple(own_prompts(template, prompts.row_format, context_length=context)),
+                row_prompts=tuple(row_prompts(self._asked_rows(), template.tokenizer, context_length=context)),
+            )
+        )
+        if saved.row_fixtures is not None:
+            write_json(self.directory.parity, saved.row_fixtures.as_document())
+        self.listener.say(f"saved and verified: {saved.tensors} tensors in {folder}")
         return folder
+
+    def _asked_rows(self) -> StoredRows:
+        return self.prepared.validation if len(self.prepared.validation) else self.prepared.train
 
     def _write_failure(self, error: BaseException) -> None:
         """How the run ended, if it had begun, and where its disk still takes that."""

@@ -12,6 +12,7 @@ from truetune.config.load import load_config
 from truetune.config.schema import Config
 from truetune.errors import CheckpointError, TruetuneError
 from truetune.inference.generate import load_trained
+from truetune.inference.parity import as_json, read_fixtures, replay
 from truetune.listener import Listener, LogListener
 from truetune.model.probe import farthest
 from truetune.pipeline.train import train_run
@@ -48,12 +49,13 @@ class Verification:
     path: Path
     checkpoints: tuple[Checked, ...]
     weights: Checked | None
+    answers: Checked | None
     config: Checked
     resume_proof: Checked | None
 
     @property
     def parts(self) -> list[Checked]:
-        others = (self.weights, self.config, self.resume_proof)
+        others = (self.weights, self.answers, self.config, self.resume_proof)
         return [*self.checkpoints, *(part for part in others if part is not None)]
 
     @property
@@ -69,6 +71,7 @@ class Verification:
                 {"step": checkpoint_step(Path(each.name)), **_as_json(each)} for each in self.checkpoints
             ],
             "weights": self.weights and _as_json(self.weights),
+            "answers": self.answers and _as_json(self.answers),
             "config": _as_json(self.config),
             "resume_proof": self.resume_proof and _as_json(self.resume_proof),
         }
@@ -81,7 +84,7 @@ def verify_run(
     proof_steps: int | None = None,
     listener: Listener | None = None,
 ) -> Verification:
-    """Reads a run's directory over: every checkpoint's files, the weights' tensors and logits, the config's rows.
+    """Reads a run's directory over: checkpoints' files, the weights' tensors, logits and answers, the config's rows.
 
     With `proof_steps` it also trains so many steps on the run's own rows, in a temporary folder, then half of them
     again from the checkpoint between, and compares the two to the bit. CheckpointError if there is no run.
@@ -89,10 +92,12 @@ def verify_run(
     listener, directory = listener or LogListener(), RunDirectory(Path(path))
     directory.read_record()
     checkpoints = [Checked(each.name, tuple(problems(each))) for each in checkpoints_in(directory.checkpoints)]
+    weights, answers = _weights(directory, base_model)
     return Verification(
         path=directory.path,
         checkpoints=tuple(checkpoints),
-        weights=_weights(directory, base_model),
+        weights=weights,
+        answers=answers,
         config=_config(directory, listener),
         resume_proof=(proof_steps and _resume_proof(directory, proof_steps, listener)) or None,
     )
@@ -105,17 +110,25 @@ def _as_json(part: Checked) -> dict[str, Any]:
 # --- weights and config -----------------------------------------------------------------------------------
 
 
-def _weights(directory: RunDirectory, base_model: str | None) -> Checked | None:
-    """The trained weights: their files, and the logits that they give on their base."""
+def _weights(directory: RunDirectory, base_model: str | None) -> tuple[Checked | None, Checked | None]:
+    """The trained weights: their files and the logits that they give on their base; and their answers."""
     folder = next((each for each in (directory.adapter, directory.model) if each.is_dir()), None)
     if folder is None:
         finished = directory.is_finished()
-        return Checked("weights", ("the run has finished, and its weights are missing",)) if finished else None
+        missing = Checked("weights", ("the run has finished, and its weights are missing",))
+        return (missing if finished else None), None
     if found := problems(folder):
-        return Checked(folder.name, tuple(found))
+        return Checked(folder.name, tuple(found)), None
     try:
         recorded = read_manifest(folder)["logits"]
         model = load_trained(folder, base_model=base_model, dtype=recorded["dtype"]).model
+    except TruetuneError as error:
+        return Checked(folder.name, (error.message,)), None
+    return _logits(folder, model, recorded), _answers(directory, model)
+
+
+def _logits(folder: Path, model: Any, recorded: dict[str, Any]) -> Checked:
+    try:
         off, rounding = farthest(model, recorded)
     except TruetuneError as error:
         return Checked(folder.name, (error.message,))
@@ -126,6 +139,22 @@ def _weights(directory: RunDirectory, base_model: str | None) -> Checked | None:
         f"on its base it gives logits {off:.2g} off those it was saved with; rounding makes {rounding:.2g} at most"
     )
     return Checked(folder.name, (reason,), facts)
+
+
+def _answers(directory: RunDirectory, model: Any) -> Checked | None:
+    """What the model answers to the prompts that were recorded with it; None where none were."""
+    try:
+        fixtures = read_fixtures(directory.path)
+    except TruetuneError as error:
+        return Checked("answers", (error.message,))
+    if fixtures is None:
+        return None
+    found = replay(model, fixtures)
+    facts = {name: value for name, value in as_json(found).items() if value is not None}
+    if found.is_same:
+        return Checked("answers", (), facts)
+    other = f"{found.prompts - found.equal - found.ties} of {found.prompts} prompts have other ones"
+    return Checked("answers", (f"{other}: {found.first_difference}",), facts)
 
 
 def _config(directory: RunDirectory, listener: Listener) -> Checked:

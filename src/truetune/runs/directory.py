@@ -57,6 +57,16 @@ class RunDirectory:
         """The whole model, after full fine-tuning."""
         return self.path / "model"
 
+    @property
+    def parity(self) -> Path:
+        """The model's answers to the prompts of rows; those to ours lie with the weights, which may be passed on."""
+        return self.path / "parity.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """What `truetune eval` found, a file each time."""
+        return self.path / "evaluations"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While this lasts no other process trains here. The system lets go of the lock of a process that dies.
@@ -140,10 +150,17 @@ class RunDirectory:
 
     def clear(self, *, data: object = None) -> None:
         """Removes what a run wrote here, and nothing else; rows from Python stay where `data` names them."""
-        for file in (self.config, self.record, self.metrics, self.data_report, self.own_data):
+        for file in (self.config, self.record, self.metrics, self.data_report, self.own_data, self.parity):
             if str(file) != str(data):
                 file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.adapter, self.model, self.path / "tensorboard", self.path / "wandb"):
+        for folder in (
+            self.checkpoints,
+            self.adapter,
+            self.model,
+            self.evaluations,
+            self.path / "tensorboard",
+            self.path / "wandb",
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 

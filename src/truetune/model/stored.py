@@ -178,6 +178,22 @@ def _write_outline(path: Path, headers: Headers) -> None:
 # --- the hub ----------------------------------------------------------------------------------------------
 
 
+def fetched(source: ModelSource) -> ModelSource:
+    """The source with its files in a folder; of a model on the hub they are fetched, safetensors before pickles."""
+    from huggingface_hub import snapshot_download
+
+    if source.is_local:
+        return source
+    for weights in ("*.safetensors", "pytorch_model*.bin"):
+        with _explained(source.name, source.revision):
+            folder = snapshot_download(
+                source.path, revision=source.revision, allow_patterns=[*_SMALL, weights], tqdm_class=no_bar()
+            )
+        if find_weights(folder_model(Path(folder), name=source.name)).files:
+            break
+    return ModelSource(source.name, str(folder), source.revision)
+
+
 def _hub_model(name: str, revision: str | None, *, more: tuple[str, ...]) -> StoredModel:
     """The repository's files with their sizes; offline, those that an earlier download has left."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download

@@ -11,7 +11,7 @@ import truetune
 from conftest import CHATML, STRICT, tiny_model
 from truetune.data.examples import Message
 from truetune.inference.chat import Chat
-from truetune.inference.generate import Sampling
+from truetune.inference.generate import Answer, Sampling
 
 ROWS = [
     {"instruction": "hi", "output": "yo"},
@@ -143,7 +143,7 @@ def test_chat_keeps_the_turns_until_it_starts_over(chatml: truetune.Run) -> None
     model = truetune.load(chatml)
     chat = Chat(model, system="s", sampling=Sampling(4))
     seen: list[list[Message]] = []
-    model.chat = lambda messages, **_: (seen.append(list(messages)), _Said("x"))[1]  # type: ignore[method-assign]
+    model.chat = lambda messages, **_: (seen.append(list(messages)), Answer((1,), "x", "stop"))[1]  # type: ignore[method-assign]
     chat.answer("one")
     chat.answer("two")
     chat.start_over()
@@ -153,11 +153,6 @@ def test_chat_keeps_the_turns_until_it_starts_over(chatml: truetune.Run) -> None
         ["s", "one", "x", "two"],
         ["s", "three"],
     ]
-
-
-class _Said:
-    def __init__(self, text: str) -> None:
-        self.text = text
 
 
 def test_g26_a_run_can_be_moved_and_a_base_that_is_gone_can_be_named(tk: Any, tmp_path: Path) -> None:
@@ -180,8 +175,10 @@ def test_what_is_no_trained_model_is_refused(tmp_path: Path, tiny_base: Path) ->
         truetune.load(tmp_path / "none")
     with pytest.raises(truetune.CheckpointError, match="holds no trained model"):
         truetune.load(tmp_path)
-    with pytest.raises(truetune.CheckpointError, match=r"truetune\.json is missing"):
-        truetune.load(tiny_base)
+    shutil.copytree(tiny_base, tmp_path / "damaged")
+    (tmp_path / "damaged" / "truetune.json").write_text("{")
+    with pytest.raises(truetune.CheckpointError, match=r"truetune\.json is missing or damaged"):
+        truetune.load(tmp_path / "damaged")
 
 
 def test_an_adapter_for_another_base_is_refused(tk: Any, tmp_path: Path) -> None:

@@ -224,9 +224,10 @@ def test_the_model_is_told_every_stop_and_where_the_prompt_is_padded() -> None:
     asked = model.model.asked
     assert asked["eos_token_id"] == [260, 257]
     assert asked["pad_token_id"] == 258
-    assert asked["input_ids"][0].tolist() == [258, 258, *model.prompt_ids(model.as_example("a"))]
+    first = model.prompt_ids(model.as_example("a"))
+    assert asked["input_ids"][0].tolist() == [first[0], first[0], *first]
     assert asked["attention_mask"][0].tolist() == [0, 0, *[1] * (asked["input_ids"].shape[1] - 2)]
-    assert "stop_strings" not in asked
+    assert asked["stopping_criteria"] == asked["logits_processor"] == []
     assert asked["do_sample"] is False
 
 
@@ -234,20 +235,16 @@ def test_a_terminator_of_several_tokens_is_looked_for_in_the_text() -> None:
     model = scripted([*b"yo<end_of_turn>", *b"\nmore"], chat_template=STRICT)
     found = model.generate("hi", sampling=Sampling(30))
     assert (found.text, found.stop_reason) == ("yo", "stop")
-    assert model.model.asked["stop_strings"] == ["<end_of_turn>"]
+    (criterion,) = model.model.asked["stopping_criteria"]
+    prompt = torch.tensor([found.prompt_ids])
+    for said, ended in ((b"yo<end_of_turn", False), (b"yo<end_of_turn>", True)):
+        assert criterion(torch.cat([prompt, torch.tensor([[*said]])], dim=1), None).tolist() == [ended]
 
 
 def test_a_tokenizer_without_a_pad_token_is_no_hindrance() -> None:
     model = scripted([*b"yo", 257], [257, 257, 257], chat_template=None, pad_token=None)
     first, second = model.generate_batch([model.as_example("a"), model.as_example("bcd")], sampling=Sampling(3))
     assert (first.text, second.text) == ("yo", "")
-
-
-def test_a_temperature_samples_from_the_whole_vocabulary_unless_told_otherwise() -> None:
-    model = scripted([260])
-    model.generate("hi", sampling=Sampling(1, temperature=0.7, top_p=0.9))
-    asked = model.model.asked
-    assert (asked["do_sample"], asked["temperature"], asked["top_p"], asked["top_k"]) == (True, 0.7, 0.9, 0)
 
 
 def test_sampling_is_the_same_for_the_same_seed() -> None:
@@ -267,7 +264,7 @@ class Remembering(TrainedModel):
 
     def generate_batch(self, examples: Any, *, sampling: Any = None) -> list[Answer]:
         answers = super().generate_batch(examples, sampling=sampling)
-        self.prompts = [*getattr(self, "prompts", []), self.tokenizer.decode(answers[0].prompt_ids)]
+        self.asked = [*getattr(self, "asked", []), self.tokenizer.decode(answers[0].prompt_ids)]
         return answers
 
 
@@ -284,7 +281,7 @@ def test_a_chat_keeps_its_turns_until_it_starts_over() -> None:
     chat.answer("three")
     system, answer = "<|im_start|>system\ns<|im_end|>\n", "<|im_start|>assistant\n"
     one = f"<|im_start|>user\none<|im_end|>\n{answer}"
-    assert model.prompts == [
+    assert model.asked == [
         system + one,
         f"{system}{one}yo<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n{answer}",
         f"{system}<|im_start|>user\nthree<|im_end|>\n{answer}",
@@ -295,8 +292,8 @@ def test_a_model_of_single_prompts_is_asked_each_question_by_itself() -> None:
     model = remembering(None)
     chat = Chat(model, sampling=Sampling(3))
     assert [chat.answer("one"), chat.answer("two")] == ["yo", "yo"]
-    assert "one" not in model.prompts[1]
-    assert model.prompts[0].replace("one", "two") == model.prompts[1]
+    assert "one" not in model.asked[1]
+    assert model.asked[0].replace("one", "two") == model.asked[1]
 
 
 def test_a_question_that_the_template_refuses_does_not_become_a_turn() -> None:

@@ -90,6 +90,8 @@ def split_results(text: str) -> list[str] | None:
 def _last_blocks(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
     """All the blocks of the text, if nothing but space stands between and behind them."""
     blocks = list(pattern.finditer(text))
+    if not blocks:
+        return []
     ends = [block.end() for block in blocks]
     starts = [*(block.start() for block in blocks[1:]), len(text)]
     return blocks if not any(text[end:start].strip() for end, start in zip(ends, starts, strict=True)) else []

@@ -6,8 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from truetune.config.load import load_config
 from truetune.data.templates import Template, load_template
 from truetune.errors import CheckpointError
+from truetune.model.source import resolve_model
+from truetune.model.tokenizer import load_tokenizer
+from truetune.runs.directory import RunDirectory
+from truetune.runs.trained import run_of
 
 FILE = "truetune.json"
 RowFormat = Literal["chat", "instruction", "completion", "text"]
@@ -53,3 +58,33 @@ def read_prompt_format(folder: Path) -> PromptFormat:
             f"{folder} holds no trained model: {FILE} is missing or damaged",
             hint="give the directory of a finished run",
         ) from error
+
+
+def find_prompt_format(folder: Path) -> PromptFormat | None:
+    """The format beside these weights, or that of the run they are a checkpoint of; None for foreign weights."""
+    if (folder / FILE).exists():
+        return read_prompt_format(folder)
+    run = run_of(folder)
+    if run is None:
+        return None
+    saved = next((each for each in (run.adapter, run.model) if (each / FILE).exists()), None)
+    return _format_of(run) if saved is None else read_prompt_format(saved)
+
+
+def base_prompt_format(tokenizer: Any, *, base_model: str, revision: str | None) -> PromptFormat:
+    """How a model is asked of which it is not known: by its chat template, or as a text to go on from."""
+    if tokenizer.chat_template:
+        return PromptFormat("chat", "model", base_model, revision)
+    return PromptFormat("text", "auto", base_model, revision)
+
+
+def _format_of(run: RunDirectory) -> PromptFormat | None:
+    """The format of a run that has not finished, from its config and its rows' count; None without them."""
+    if not (run.config.is_file() and run.data_report.is_file()):
+        return None
+    config = load_config(run.config).config
+    model, data = config.model, config.data
+    formats = json.loads(run.data_report.read_bytes())["stats"]["formats"]
+    tokenizer = load_tokenizer(resolve_model(model.name_or_path, revision=model.revision))
+    template = load_template(tokenizer, template=data.template, thinking=data.thinking, adapts_roles=data.adapt_roles)
+    return prompt_format(template, formats, base_model=model.name_or_path, revision=model.revision)

@@ -71,10 +71,10 @@ class Hub:
 
 
 @contextmanager
-def running_hub() -> Iterator[Hub]:
+def running_hub(hub: Hub | None = None, handler: "type[Handler] | None" = None) -> Iterator[Hub]:
     """A hub on a free port, for as long as the block runs."""
-    hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub = Hub() if hub is None else hub
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler or Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -85,7 +85,7 @@ def running_hub() -> Iterator[Hub]:
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
@@ -164,7 +164,10 @@ def _info(name: str, repository: Repository, revision: str) -> dict[str, Any]:
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
-    return {"type": "file", "path": name, "size": len(data), "oid": _digest(data)}
+    entry = {"type": "file", "path": name, "size": len(data), "oid": _digest(f"blob {len(data)}\0".encode() + data)}
+    if name.endswith((".safetensors", ".gguf")):
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return entry
 
 
 def _digest(data: bytes) -> str:

@@ -68,6 +68,9 @@ def test_every_command_that_is_listed_explains_itself() -> None:
         "verify",
         "generate",
         "chat",
+        "eval",
+        "merge",
+        "export",
         "check",
         "prepare",
         "inspect",
@@ -145,7 +148,7 @@ def test_settings_may_stand_before_and_after_options(tiny_base: Path, rows: Path
 def test_generate_prints_one_json_document_and_nothing_else(trained: Path) -> None:
     done = truetune("generate", str(trained), "--prompt", "Add 1 and 2", "--max-new-tokens", "4", "--json")
     answer = json.loads(done.stdout)
-    assert set(answer) == {"prompt_ids", "text", "stop_reason"}
+    assert set(answer) == {"prompt_ids", "text", "stop_reason", "prompt_tokens", "answer_tokens"}
     assert bytes(token for token in answer["prompt_ids"] if token < 256).decode().endswith("Add 1 and 2\nassistant\n")
 
 

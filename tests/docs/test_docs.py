@@ -1,13 +1,18 @@
 """Every command and every Python example of README and docs/ runs as it stands."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from hub import TOKEN
+from writable_hub import running_writable_hub
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,9 +29,17 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in lines if words[:1] == ["truetune"] and "demo" not in words[1:2]]
 
 
+@pytest.fixture(scope="module")
+def hub() -> Iterator[dict[str, str]]:
+    """The environment of commands that upload: a hub on loopback, and a token for it."""
+    with running_writable_hub() as running:
+        yield {**os.environ, **running.environment(), "HF_TOKEN": TOKEN}
+
+
 @pytest.mark.real
+@pytest.mark.timeout(1_200)  # A page is a dozen commands with the real model, each of which loads it.
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path, hub: dict[str, str]) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     ran = 0
     for language, text in blocks(page):
@@ -36,6 +49,7 @@ def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None
             done = subprocess.run(
                 [sys.executable, *module],
                 cwd=tmp_path,
+                env=hub if "hub" in words else None,
                 capture_output=True,
                 text=True,
                 stdin=subprocess.DEVNULL,

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truetune.api import (
         check,
+        evaluate,
+        export,
         find_lr,
         fix,
         import_config,
         inspect,
         load,
+        merge,
         open_run,
         plan,
         prepare,
+        publish,
         train,
     )
     from truetune.config.schema import Config
@@ -36,10 +40,14 @@ if TYPE_CHECKING:
     )
     from truetune.inference.generate import TrainedModel
     from truetune.migrate.importer import Imported
+    from truetune.pipeline.evaluation import Evaluation
+    from truetune.pipeline.export import Export
     from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.forecast import Forecast
+    from truetune.pipeline.merge import Merged
     from truetune.pipeline.outline import Outline
     from truetune.pipeline.prepare import PreparedDataset
+    from truetune.pipeline.publish import Published
     from truetune.pipeline.train import Run
 
 _HOMES = {
@@ -47,13 +55,32 @@ _HOMES = {
     "Run": "truetune.pipeline.train",
     "TrainedModel": "truetune.inference.generate",
     "PreparedDataset": "truetune.pipeline.prepare",
+    "Evaluation": "truetune.pipeline.evaluation",
+    "Export": "truetune.pipeline.export",
     "RangeTest": "truetune.pipeline.find_lr",
     "Forecast": "truetune.pipeline.forecast",
+    "Merged": "truetune.pipeline.merge",
     "Outline": "truetune.pipeline.outline",
+    "Published": "truetune.pipeline.publish",
     "Report": "truetune.data.rules",
     "Imported": "truetune.migrate.importer",
     **dict.fromkeys(
-        ("check", "find_lr", "fix", "import_config", "inspect", "load", "open_run", "plan", "prepare", "train"),
+        (
+            "check",
+            "evaluate",
+            "export",
+            "find_lr",
+            "fix",
+            "import_config",
+            "inspect",
+            "load",
+            "merge",
+            "open_run",
+            "plan",
+            "prepare",
+            "publish",
+            "train",
+        ),
         "truetune.api",
     ),
     **dict.fromkeys(
@@ -68,10 +95,14 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Evaluation",
+    "Export",
     "Forecast",
     "Imported",
+    "Merged",
     "Outline",
     "PreparedDataset",
+    "Published",
     "RangeTest",
     "Report",
     "Run",
@@ -79,14 +110,18 @@ __all__ = [
     "TrainedModel",
     "TruetuneError",
     "check",
+    "evaluate",
+    "export",
     "find_lr",
     "fix",
     "import_config",
     "inspect",
     "load",
+    "merge",
     "open_run",
     "plan",
     "prepare",
+    "publish",
     "train",
 ]
 

@@ -9,22 +9,44 @@ from truetune.config.schema import NO_MODEL, Config
 from truetune.data.rules import Report
 from truetune.errors import ConfigError
 from truetune.inference.generate import TrainedModel, load_trained
+from truetune.inference.hub import HubTarget
 from truetune.listener import Listener, LogListener
 from truetune.migrate.importer import Imported, import_file
 from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
+from truetune.pipeline.evaluate import EvaluationSettings, evaluate_run
+from truetune.pipeline.evaluation import Evaluation, Thresholds
+from truetune.pipeline.export import Export, ExportSettings, Target, export_run
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
 from truetune.pipeline.fix import Fixed, fix_rows
 from truetune.pipeline.forecast import Forecast, forecast
 from truetune.pipeline.inspect import Inspection, inspect_rows
+from truetune.pipeline.merge import Dtype, Merged, merge_run
 from truetune.pipeline.outline import Outline
 from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.publish import Publication, Published
+from truetune.pipeline.publish import publish as publish_model
 from truetune.pipeline.stages import Formatting
 from truetune.pipeline.train import Run, open_run, train_run
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
-__all__ = ["check", "find_lr", "fix", "import_config", "inspect", "load", "open_run", "plan", "prepare", "train"]
+__all__ = [
+    "check",
+    "evaluate",
+    "export",
+    "find_lr",
+    "fix",
+    "import_config",
+    "inspect",
+    "load",
+    "merge",
+    "open_run",
+    "plan",
+    "prepare",
+    "publish",
+    "train",
+]
 
 
 def train(
@@ -209,6 +231,148 @@ def load(
     `base_model` names the base where the recorded one is no longer there.
     """
     return load_trained(run.directory if isinstance(run, Run) else run, base_model=base_model, device=device)
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: Data | None = None,
+    formatting: Formatting | None = None,
+    metrics: str | Sequence[str] = "auto",
+    regex: str | None = None,
+    limit: int = 100,
+    max_new_tokens: int = 256,
+    compare_base: bool = True,
+    generate: bool = True,
+    forgetting: bool = True,
+    reference: str | Path | None = None,
+    fail_under: Mapping[str, float] | None = None,
+    fail_over: Mapping[str, float] | None = None,
+    base_model: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    listener: Listener | None = None,
+) -> Evaluation:
+    """Loss, perplexity and answers of a run's model beside its base's, on `data` or on the run's validation rows.
+
+    `run` is also a folder of weights, or "RUN@STEP". `metrics` are of the last answers of up to `limit` rows, by
+    default those that fit the rows; `forgetting` asks general instructions as well; `reference` is a file of another
+    model's answers. A figure outside `fail_under` and `fail_over` is told in the result's `missed`, and not raised.
+    The result is stored in the run's directory too. Raises ConfigError, DataError, BackendError or CheckpointError.
+    """
+    path = _path(data)
+    if isinstance(path, list):
+        raise ConfigError("data: one path is expected, or rows")
+    settings = EvaluationSettings(
+        metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
+        regex=regex,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        compares_base=compare_base,
+        generates=generate,
+        checks_forgetting=forgetting,
+        reference=None if reference is None else Path(reference),
+        thresholds=Thresholds(fail_under or {}, fail_over or {}),
+    )
+    return evaluate_run(
+        run.directory if isinstance(run, Run) else run,
+        data=path,
+        rows=None if path else data,  # type: ignore[arg-type]
+        formatting=formatting,
+        settings=settings,
+        base_model=base_model,
+        device=device,
+        listener=listener,
+    )
+
+
+def merge(
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    base_model: str | None = None,
+    dtype: Dtype = "auto",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Merged:
+    """Writes a run's adapter and its base as one model to the folder `out`, proved to answer as they do.
+
+    `run` is also an adapter's folder, PEFT's too, or "RUN@STEP". `base_model` names a base that is not quantised,
+    where the recorded one is, or where that is no longer there. `dtype` "auto" stores weights as the base does.
+    Raises CheckpointError, and leaves nothing at `out`, if the merged model is not the trained one.
+    """
+    return merge_run(
+        run.directory if isinstance(run, Run) else run,
+        out,
+        base_model=base_model,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+        listener=listener,
+    )
+
+
+def publish(
+    run: Run | str | Path,
+    repository: str,
+    *,
+    public: bool = False,
+    revision: str = "main",
+    merged: bool = False,
+    base_name: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    listener: Listener | None = None,
+) -> Published:
+    """Uploads a run's adapter or model (or a folder of weights or GGUF files) to the hub with a card; reads it back.
+
+    `repository` is USER/NAME, made if it is missing, private unless `public`; `revision` a branch. `merged` sends
+    base and adapter as one checked model, with `base_model` where the recorded base is quantised or gone; `base_name`
+    is the base's name on the hub, where it was a folder. The token is HF_TOKEN, or that of `hf auth login`.
+
+    Raises ConfigError, CheckpointError or BackendError.
+    """
+    return publish_model(
+        run.directory if isinstance(run, Run) else run,
+        HubTarget(repository, is_public=public, revision=revision),
+        options=Publication(
+            merged=merged, base_name=base_name, license=license, base_model=base_model, device=device
+        ),
+        listener=listener,
+    )
+
+
+def export(
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    to: Target = "gguf",
+    quantize: str = "auto",
+    check: Literal["try", "require", "skip"] = "try",
+    base_model: str | None = None,
+    llama_cpp: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Export:
+    """Writes a run's model to `out` as other programs load it, and asks it its training's prompts there.
+
+    `to` is gguf (one file), ollama (a folder with the file and a Modelfile) or adapter (PEFT's folder). `quantize` is
+    llama.cpp's name, auto for how the model is stored; `check` "require" makes it an error where llama.cpp is not
+    installed; `llama_cpp` is the folder of its source, whose converter then writes the file. Raises CheckpointError,
+    and leaves nothing at `out`, if what was written is not the trained model.
+    """
+    settings = ExportSettings(
+        to=to,
+        quantize=quantize,
+        check=check,
+        base_model=base_model,
+        llama_cpp=None if llama_cpp is None else str(llama_cpp),
+        device=device,
+        overwrite=overwrite,
+    )
+    return export_run(run.directory if isinstance(run, Run) else run, out, settings, listener=listener)
 
 
 def _path(data: Data | None) -> str | list[str] | None:

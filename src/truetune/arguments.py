@@ -119,14 +119,36 @@ def _parser() -> _Parser:
     )
     verify.add_argument("--json", action="store_true", help="print what was found as JSON")
 
-    generate = _command(commands, "generate", "one answer from a trained model")
+    generate = _command(commands, "generate", "answers from a trained model: to one prompt, or to a file of them")
     _add_trained(generate)
-    generate.add_argument("--prompt", required=True, help="what to ask")
-    generate.add_argument("--input", default="", help="the input of an instruction")
-    generate.add_argument("--json", action="store_true", help="print prompt_ids, text and stop_reason as JSON")
+    _add_asked(generate)
+    _add_sampling(generate)
 
     chat = _command(commands, "chat", "talk to a trained model")
     _add_trained(chat)
+    chat.add_argument("--tools", metavar="FILE", help="tools that the model may call, as OpenAI has them")
+    chat.add_argument("--compare-base", action="store_true", help="show the base model's answers, too")
+    _add_sampling(chat)
+
+    evaluate = _command(commands, "eval", "loss and answers of a trained model beside its base's, and what it forgot")
+    _add_evaluation(evaluate)
+
+    merge = _command(commands, "merge", "adapter and base as one model, proved to answer as they do")
+    merge.add_argument("run_directory", metavar="RUN", help="a run's directory, an adapter's folder, or RUN@STEP")
+    merge.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder to write")
+    merge.add_argument("--base", help="the base, where the recorded one is quantized, or not there")
+    merge.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="how the weights are stored (auto, the default: as the base's are)",
+    )
+    merge.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    merge.add_argument("--overwrite", action="store_true", help="replace the merged model in DIR")
+    merge.add_argument("--json", action="store_true", help="print path, check, dtype and sizes as JSON")
+
+    export = _command(commands, "export", "a trained model as other programs load it, checked in llama.cpp")
+    _add_export(export)
 
     check = _command(commands, "check", "everything that would ruin the run, before it costs anything")
     _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
@@ -216,13 +238,110 @@ def _add_words(parser: _Parser, *, takes: str, metavar: str) -> None:
 
 
 def _add_trained(parser: _Parser) -> None:
-    parser.add_argument("run_directory", metavar="RUN", help="the directory of a finished run")
+    parser.add_argument(
+        "run_directory", metavar="RUN", help="a run's directory, a folder of weights, RUN@STEP, or a base model"
+    )
     parser.add_argument("--base", help="the base model, where the recorded one is not there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--system", default="", help="a system message")
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="the longest answer (default: 256)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this much")
+
+
+def _add_asked(parser: _Parser) -> None:
+    parser.add_argument("--prompt", help="what to ask; - reads it from standard input")
+    parser.add_argument("--context", default="", help="the input of an instruction")
+    parser.add_argument("--messages", metavar="FILE", help="a conversation to go on with, as OpenAI has it")
+    parser.add_argument("--tools", metavar="FILE", help="tools that the model may call, as OpenAI has them")
+    parser.add_argument("--compare-base", action="store_true", help="show the base model's answer beside it")
+    parser.add_argument("--input", metavar="FILE", help="rows to answer: prompts, or rows as they are trained on")
+    parser.add_argument("--output", metavar="FILE", help="the answers to --input, gone on with if they are there")
+    parser.add_argument(
+        "--batch-size", type=_positive_or_auto, default="auto", help="rows at a time (auto, the default: by memory)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
+    parser.add_argument("--json", action="store_true", help="print prompt_ids, text, stop_reason and more as JSON")
+
+
+def _add_sampling(parser: _Parser) -> None:
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest tokens")
+    parser.add_argument("--min-p", type=float, default=0.0, help="leave out what is rare beside the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: say the same less often")
+    parser.add_argument("--seed", type=int, help="of what is drawn: the same answers again")
+    parser.add_argument(
+        "--stop", nargs="+", action="extend", default=[], metavar="TEXT", help="end the answer before this text, too"
+    )
+
+
+def _add_export(parser: _Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="a run's directory, a folder of weights, or RUN@STEP")
+    parser.add_argument(
+        "--to",
+        choices=("gguf", "ollama", "adapter", "hub"),
+        required=True,
+        help="one .gguf file; a folder with that and a Modelfile; the adapter alone, in PEFT's format; the hub",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", required=True, help="the file or folder to write; of the hub, USER/NAME"
+    )
+    parser.add_argument(
+        "--quantize",
+        default="auto",
+        metavar="TYPE",
+        help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, or auto (the default): as the model is stored",
+    )
+    parser.add_argument("--base", help="the base, where the recorded one is quantized, or not there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="to merge on")
+    parser.add_argument(
+        "--llama-cpp", metavar="DIR", help="llama.cpp's source: its converter writes the GGUF (default: $LLAMA_CPP)"
+    )
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--require-check", dest="check", action="store_const", const="require", default="try")
+    check.add_argument("--no-check", dest="check", action="store_const", const="skip", help="ask no prompts")
+    parser.add_argument("--overwrite", action="store_true", help="replace the export at PATH")
+    parser.add_argument("--json", action="store_true", help="print path, format, size and check as JSON")
+    _add_hub(parser)
+
+
+def _add_hub(parser: _Parser) -> None:
+    hub = parser.add_argument_group("with --to hub")
+    hub.add_argument("--public", action="store_true", help="everybody may read it (default: private)")
+    hub.add_argument("--revision", metavar="BRANCH", help="the branch to write to (default: main)")
+    hub.add_argument("--merged", action="store_true", help="base and adapter as one model, merged and checked first")
+    hub.add_argument("--base-name", metavar="ORG/MODEL", help="the base's name on the hub, where it was a folder")
+    hub.add_argument("--license", help="of the model, as the hub names it: apache-2.0 (default: the base's)")
+
+
+def _add_evaluation(parser: _Parser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="a run's directory, a folder of weights, or RUN@STEP")
+    parser.add_argument("--data", help="rows in any format (default: the run's own validation rows)")
+    parser.add_argument("--base", help="the base model, where the recorded one is not there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument(
+        "--metrics",
+        default="auto",
+        help="of the answers, with commas: auto (the default, by what the rows expect), exact_match, "
+        "normalized_match, number_match, json, regex, rouge_l, bleu, tool_calls",
+    )
+    parser.add_argument("--regex", metavar="PATTERN", help="what the metric regex looks for in an answer")
+    parser.add_argument("--limit", type=_positive, default=100, help="rows to answer, spread evenly (default: 100)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="the longest answer (default: 256)")
+    parser.add_argument("--no-base", action="store_true", help="leave the base out")
+    parser.add_argument("--loss-only", action="store_true", help="generate no answers")
+    parser.add_argument("--no-forgetting", action="store_true", help="leave out the general instructions and texts")
+    parser.add_argument("--reference", metavar="FILE", help="another model's answers to the rows (.jsonl)")
+    for option, what in (("--fail-under", "less"), ("--fail-over", "more")):
+        parser.add_argument(
+            option,
+            nargs="+",
+            action="append",
+            default=[],
+            metavar="FIGURE=NUMBER",
+            help=f"exit with 1 where a figure is {what}: exact_match=0.8",
+        )
+    parser.add_argument("--output", metavar="FILE", help="write the JSON there, too")
+    parser.add_argument("--json", action="store_true", help="print figures, comparison and rows as JSON")
 
 
 def _positive(text: str) -> int:
@@ -233,6 +352,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number (got {text!r})")
     return number
+
+
+def _positive_or_auto(text: str) -> Any:
+    return text if text == "auto" else _positive(text)
 
 
 class _Version(argparse.Action):

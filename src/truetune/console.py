@@ -60,6 +60,12 @@ def show(text: str = "") -> None:
         print(text)
 
 
+def show_piece(text: str) -> None:
+    """A piece of a text that goes on, at once."""
+    if is_first_process():
+        print(text, end="", flush=True)
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, title=title, title_justify="left", show_lines=True)
     for row in rows:

@@ -1,45 +1,93 @@
-"""generate, chat: what becomes of a trained model."""
+"""merge, export: what becomes of a trained model."""
 
 import argparse
-import sys
-from typing import Any
+from contextlib import closing
 
 
-def generate(options: argparse.Namespace) -> None:
-    from truetune.console import show, show_json
+def merge(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.pipeline.merge import merge_run
 
-    model = _trained(options)
-    answer = model.generate(options.prompt, input=options.input, system=options.system, sampling=_sampling(options))
+    with closing(ConsoleListener()) as listener:
+        merged = merge_run(
+            options.run_directory,
+            options.output,
+            base_model=options.base,
+            dtype=options.dtype,
+            device=options.device,
+            overwrite=options.overwrite,
+            listener=listener,
+        )
     if options.json:
-        show_json({"prompt_ids": answer.prompt_ids, "text": answer.text, "stop_reason": answer.stop_reason})
+        show_json(merged.as_json())
     else:
-        show(answer.text)
+        size = f"{merged.tensors} tensors in {merged.dtype}, {merged.bytes / 1e9:,.2f} GB, {merged.shards} file(s)"
+        show(f'merged: {merged.path} ({size})\nask it: truetune generate {merged.path} --prompt "…"')
 
 
-def chat(options: argparse.Namespace) -> None:
-    from truetune.console import ask, show
-    from truetune.inference.chat import Chat
-
-    chat = Chat(_trained(options), system=options.system, sampling=_sampling(options))
-    if sys.stdin.isatty():
-        show("Ctrl-D ends, /new starts over.")
-    while (said := ask("> ")) is not None:
-        match said.strip():
-            case "":
-                continue
-            case "/new":
-                chat.start_over()
-            case question:
-                show(chat.answer(question))
+def export(options: argparse.Namespace) -> None:
+    _require_fitting(options)
+    if options.to == "hub":
+        _publish(options)
+    else:
+        _export(options)
 
 
-def _trained(options: argparse.Namespace) -> Any:
-    from truetune.inference.generate import load_trained
+def _publish(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.inference.hub import HubTarget
+    from truetune.pipeline.publish import Publication, publish
 
-    return load_trained(options.run_directory, base_model=options.base, device=options.device)
+    asked = Publication(
+        merged=options.merged,
+        base_name=options.base_name,
+        license=options.license,
+        base_model=options.base,
+        device=options.device,
+    )
+    target = HubTarget(options.output, is_public=options.public, revision=options.revision or "main")
+    with closing(ConsoleListener()) as listener:
+        published = publish(options.run_directory, target, options=asked, listener=listener)
+    if options.json:
+        show_json(published.as_json())
+    else:
+        show("\n".join(published.told()))
 
 
-def _sampling(options: argparse.Namespace) -> Any:
-    from truetune.inference.generate import Sampling
+def _require_fitting(options: argparse.Namespace) -> None:
+    """ConfigError for an option of another kind of export than the one that is asked for."""
+    from truetune.errors import ConfigError
 
-    return Sampling(options.max_new_tokens, options.temperature, options.top_p)
+    of_files = {
+        "quantize": options.quantize != "auto",
+        "llama_cpp": options.llama_cpp,
+        "overwrite": options.overwrite,
+        "require_check": options.check == "require",
+        "no_check": options.check == "skip",
+    }
+    of_hub = {name: getattr(options, name) for name in ("public", "revision", "merged", "base_name", "license")}
+    for name, is_given in (of_files if options.to == "hub" else of_hub).items():
+        if is_given:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is not for --to {options.to}", hint="see truetune export --help")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from truetune.console import ConsoleListener, show, show_json
+    from truetune.pipeline.export import ExportSettings, export_run
+
+    settings = ExportSettings(
+        to=options.to,
+        quantize=options.quantize,
+        check=options.check,
+        base_model=options.base,
+        llama_cpp=options.llama_cpp,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
+    with closing(ConsoleListener()) as listener:
+        exported = export_run(options.run_directory, options.output, settings, listener=listener)
+    if options.json:
+        show_json(exported.as_json())
+    else:
+        show("\n".join(exported.told()))

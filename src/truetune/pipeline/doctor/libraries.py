@@ -55,7 +55,9 @@ _EXTRAS: Mapping[str, tuple[str, str]] = {
     "tensorboard": ("tensorboard", "watch a run in TensorBoard (logging.report_to: tensorboard)"),
     "wandb": ("wandb", "log runs to Weights & Biases, online or into files (logging.report_to: wandb)"),
     "trackio": ("trackio", "log runs to Trackio's dashboard on this machine (logging.report_to: trackio)"),
-    "gguf": ("gguf", "take .gguf files as models, the demo model among them"),
+    "gguf": ("gguf", "take .gguf files as models, the demo model among them, and export them"),
+    "llama-cpp": ("xllamacpp", "check exported .gguf files in llama.cpp, and store them in four to six bits"),
+    "eval": ("rouge-score", "score answers by ROUGE-L and BLEU (truetune eval --metrics rouge_l,bleu)"),
     "unsloth": ("unsloth", "train with Unsloth's kernels on an NVIDIA GPU (best in an environment of its own)"),
 }
 _DEMO = Extra(

@@ -38,6 +38,8 @@ ENVIRONMENT = {
 CHILD = Path(__file__).with_name("plan_models.py")
 HALF_A_MINUTE = 30.0
 FEWEST, MOST = 6, 30
+SHORTEST = 64
+"""Tokens: shorter rows hold no answer."""
 SENTENCE = "the train to Oslo leaves at seven from platform two and takes four hours with one change in Hamar"
 
 
@@ -272,7 +274,8 @@ def ask(command: str, *words: str) -> str:
 def half_a_minute(case: Case, planned: Mapping[str, Any], *, step_seconds: float | None) -> tuple[Case, int]:
     """The case, halved in length until a step is estimated to be as short as is wished, and how many to train."""
     a_step = planned["seconds"] / planned["total_steps"]
-    halvings = max(0, math.ceil(math.log2(a_step / step_seconds))) if step_seconds else 0
+    wished = max(0, math.ceil(math.log2(a_step / step_seconds))) if step_seconds else 0
+    halvings = min(wished, int(math.log2(case.length / SHORTEST)))
     steps = round(HALF_A_MINUTE / a_step * 2**halvings)
     return replace(case, length=case.length >> halvings), min(MOST, max(FEWEST, steps))
 

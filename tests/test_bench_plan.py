@@ -9,7 +9,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from plan import CASES, FEWEST, HELD_OUT, Measure, half_a_minute, line, measured, tell, write_rows  # noqa: E402
+from plan import CASES, FEWEST, HELD_OUT, SHORTEST, Measure, half_a_minute, line, measured, tell, write_rows  # noqa: E402
 
 from truetune.config.load import load_config  # noqa: E402
 
@@ -56,6 +56,7 @@ def test_a_case_is_halved_until_a_step_is_short_enough_and_trained_for_half_a_mi
     assert half_a_minute(CASES[1], planned, step_seconds=None) == (CASES[1], FEWEST)
     case, steps = half_a_minute(CASES[1], planned, step_seconds=3.0)
     assert (case.length, case.batch, steps) == (CASES[1].length // 8, CASES[1].batch, 12)
+    assert half_a_minute(CASES[1], planned, step_seconds=1e-3)[0].length == SHORTEST
 
 
 def test_memory_is_held_against_the_estimate_even_where_a_probe_has_measured_it() -> None:

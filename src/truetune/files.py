@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from truetune.errors import DataError
+from truetune.errors import ConfigError, DataError
 
 _REMEDIES = {
     errno.ENOSPC: "make space there, or write elsewhere",
@@ -122,3 +122,19 @@ _PREFIX = ".unfinished-"
 
 def _hidden(path: Path) -> str:
     return f"{_PREFIX}{path.name}-"
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk where `path` is, or would be made."""
+    there = next(each for each in (path, *path.absolute().parents) if each.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def require_place(out: Path, *, overwrite: bool, is_ours: bool, what: str) -> None:
+    """ConfigError if writing `what` to `out` would take something away; an empty folder is nothing."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise ConfigError(f"{out} is there already", hint="choose another name, or replace it with --overwrite")
+    if not is_ours:
+        raise ConfigError(f"{out} is no {what}: --overwrite replaces nothing else", hint="choose another name")

@@ -118,11 +118,16 @@ def facts_of(config: Any) -> ModelFacts:
 
 def _stored_quantization(config: Any) -> Quantization:
     """How bitsandbytes has quantised the stored weights; other methods are left to transformers."""
-    stored = getattr(config, "quantization_config", None) or {}
-    settings = stored if isinstance(stored, dict) else stored.to_dict()
+    settings = quantization_settings(config)
     if "bitsandbytes" not in str(settings.get("quant_method", "")):
         return "none"
     return "4bit" if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "8bit"
+
+
+def quantization_settings(config: Any) -> dict[str, Any]:
+    """How the stored weights are quantised, by whatever method; empty where they are not."""
+    stored = getattr(config, "quantization_config", None) or {}
+    return stored if isinstance(stored, dict) else dict(stored.to_dict())
 
 
 def read_config(source: ModelSource, *, trust_remote_code: bool = False) -> Any:

@@ -1,6 +1,5 @@
 """`truetune export`: a run as what other programs load, which takes its name once it is proved there."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.config.load import load_config
-from truetune.errors import BackendError, CheckpointError, ConfigError, TruetuneError
-from truetune.files import named_refusals, staged_file, staged_folder
+from truetune.errors import BackendError, CheckpointError, TruetuneError
+from truetune.files import named_refusals, require_place, staged_file, staged_folder
 from truetune.inference.converter import convert, find_converter
 from truetune.inference.generate import load_trained
 from truetune.inference.gguf import GgufModel, require_exportable, write_gguf
@@ -20,14 +19,13 @@ from truetune.inference.llama_cpp import INSTALL, Asked, LlamaCppCheck, ask, is_
 from truetune.inference.ollama import Modelfile, go_template, write_modelfile
 from truetune.inference.parity import FILE as PARITY
 from truetune.inference.parity import Fixtures, Parity, as_json, read_fixtures, replay
-from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
-from truetune.inference.prompt_format import read_prompt_format
 from truetune.inference.quantization import Quantization, choose_quantization
 from truetune.listener import Listener, LogListener
 from truetune.model.fixtures import read_file
 from truetune.model.load import read_config
-from truetune.model.source import ModelSource, metadata_has, resolve_model
+from truetune.model.source import ModelSource, metadata_has
 from truetune.model.tokenizer import load_tokenizer
+from truetune.pipeline.adapter_base import base_of, known_format, was_trained_quantised
 from truetune.pipeline.merge import merge_run
 from truetune.pipeline.whole_model import Judge, WholeModel, answered, renderer
 from truetune.runs.checkpoints import checkpoint_step, problems
@@ -120,7 +118,9 @@ def _export_adapter(folder: Path, out: Path, settings: ExportSettings, listener:
         raise CheckpointError(
             f"{folder} holds a whole model, no adapter", hint="export --to gguf, or copy the folder"
         )
-    _require_place(out, overwrite=settings.overwrite, is_ours=(out / "adapter_config.json").is_file())
+    require_place(
+        out, overwrite=settings.overwrite, is_ours=(out / "adapter_config.json").is_file(), what="such export"
+    )
     with named_refusals(out), staged_folder(out) as staged:
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
             shutil.copy(file, staged / file.name)
@@ -190,7 +190,7 @@ class _GgufExport:
         """Refuses what cannot be written, from the configuration and the tokenizer alone."""
         source = ModelSource(str(self.folder), str(self.folder))
         if self.is_adapter:
-            source = _base_of(self.folder, self.settings.base_model)
+            source = base_of(self.folder, known_format(self.folder), named=self.settings.base_model)
         try:
             config = read_config(source)
             holder = self.folder if (self.folder / "tokenizer_config.json").is_file() else Path(source.path)
@@ -206,9 +206,11 @@ class _GgufExport:
 
     def _target(self, out: Path) -> Path:
         if self.settings.to == "gguf" and out.suffix == ".gguf":
-            _require_place(out, overwrite=self.settings.overwrite, is_ours=out.is_file())
+            require_place(out, overwrite=self.settings.overwrite, is_ours=out.is_file(), what="such export")
         elif self.settings.to == "ollama":
-            _require_place(out, overwrite=self.settings.overwrite, is_ours=(out / "Modelfile").is_file())
+            require_place(
+                out, overwrite=self.settings.overwrite, is_ours=(out / "Modelfile").is_file(), what="such export"
+            )
         return out
 
     # --- the model ---
@@ -293,10 +295,8 @@ class _GgufExport:
         run = run_of(self.folder)
         if run is None or checkpoint_step(self.folder) >= 0 or self.settings.base_model:
             return None
-        if self.is_adapter and run.config.is_file():
-            model = load_config(run.config).config.model
-            if model.load_in_4bit or model.load_in_8bit:
-                return None
+        if self.is_adapter and was_trained_quantised(self.folder):
+            return None
         return read_file(run.path / PARITY)
 
     # --- Ollama ---
@@ -331,16 +331,6 @@ def _home(folder: Path) -> Path:
     return folder if run is None or checkpoint_step(folder) >= 0 else run.path
 
 
-def _base_of(folder: Path, named: str | None) -> ModelSource:
-    if named:
-        return resolve_model(named)
-    if (folder / PROMPT_FORMAT).is_file():
-        stored = read_prompt_format(folder)
-        return resolve_model(stored.base_model, revision=stored.revision)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return resolve_model(str(settings.get("base_model_name_or_path") or ""), revision=settings.get("revision"))
-
-
 def _title(name: str | Path) -> str:
     """The run's name, for files and for Ollama: letters, figures, dots and dashes."""
     path = Path(str(name).replace("@", "-"))
@@ -351,13 +341,3 @@ def _title(name: str | Path) -> str:
 def _require_gguf() -> None:
     if not metadata_has("gguf"):
         raise BackendError("writing a GGUF needs the gguf package", hint="run: pip install 'truetune[gguf]'")
-
-
-def _require_place(out: Path, *, overwrite: bool, is_ours: bool) -> None:
-    """ConfigError if writing to `out` would take something away."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise ConfigError(f"{out} is there already", hint="choose another name, or replace it with --overwrite")
-    if not is_ours:
-        raise ConfigError(f"{out} is no such export: --overwrite replaces nothing else", hint="choose another name")

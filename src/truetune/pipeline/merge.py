@@ -2,24 +2,22 @@
 
 import gc
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from truetune.config.load import load_config
 from truetune.errors import BackendError, CheckpointError, ConfigError, TruetuneError
-from truetune.files import named_refusals, write_json
+from truetune.files import free_bytes, named_refusals, require_place, write_json
 from truetune.inference.parity import FILE as PARITY
 from truetune.inference.parity import Fixtures, Parity, as_json, read_fixtures, replay
 from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
-from truetune.inference.prompt_format import PromptFormat, read_prompt_format
+from truetune.inference.prompt_format import PromptFormat
 from truetune.inference.reference import Reference, asked_again, compare, reference_of
 from truetune.listener import Listener, LogListener
 from truetune.model.adapter import load_trained_adapter
 from truetune.model.fixtures import FixedPrompt, read_file, record
 from truetune.model.hardware import Device, free_memory, resolve_device
-from truetune.model.load import ModelOptions, load_model, read_config
+from truetune.model.load import ModelOptions, load_model, quantization_settings, read_config
 from truetune.model.merging import (
     StoredWeights,
     grow_for,
@@ -31,11 +29,12 @@ from truetune.model.merging import (
     write_configuration,
 )
 from truetune.model.probe import likeliest
-from truetune.model.source import ModelSource, resolve_model, weight_bytes
+from truetune.model.source import ModelSource, weight_bytes
 from truetune.model.stored import fetched
 from truetune.model.tokenizer import load_tokenizer
+from truetune.pipeline.adapter_base import base_of, known_format, was_trained_quantised
 from truetune.pipeline.fixed_prompts import own_prompts
-from truetune.runs.checkpoints import MANIFEST, checkpoint_step, manifested, read_manifest
+from truetune.runs.checkpoints import MANIFEST, checkpoint_step, manifested
 from truetune.runs.trained import run_of, weights_folder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -128,8 +127,8 @@ def _task(
             f"{name} holds a whole model, no adapter: there is nothing to merge", hint=f"the model is in {adapter}"
         )
     require_update(adapter)
-    known = _prompt_format(adapter)
-    source = _base(adapter, known, base_model)
+    known = known_format(adapter)
+    source = base_of(adapter, known, named=base_model)
     _require_unquantised(source)
     _require_place(out, adapter, source, overwrite=overwrite)
     source = fetched(source)
@@ -140,41 +139,10 @@ def _task(
     return _Task(adapter, known, source, stored, chosen, stored_dtype, device)
 
 
-def _prompt_format(adapter: Path) -> PromptFormat | None:
-    """The training's format, kept beside the adapter, or by the run of a checkpoint; None where neither has one."""
-    run = run_of(adapter)
-    for folder in (adapter, *((run.adapter,) if run else ())):
-        if (folder / PROMPT_FORMAT).is_file():
-            return read_prompt_format(folder)
-    return None
-
-
-def _base(adapter: Path, known: PromptFormat | None, named: str | None) -> ModelSource:
-    """The base to merge into: as named now, else as it was recorded."""
-    if named:
-        return resolve_model(named)
-    name, revision = (known.base_model, known.revision) if known else _recorded_base(adapter)
-    try:
-        return resolve_model(name, revision=revision)
-    except BackendError as error:
-        hint = "the adapter was trained on it; where it is elsewhere now, name it with --base (base_model= in Python)"
-        raise BackendError(error.message, hint=hint) from error
-
-
-def _recorded_base(adapter: Path) -> tuple[str, str | None]:
-    """The base by the config of a checkpoint's run, else by PEFT's own settings."""
-    if (run := run_of(adapter)) and run.config.is_file():
-        model = load_config(run.config).config.model
-        return model.name_or_path, model.revision
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(settings.get("base_model_name_or_path") or ""), settings.get("revision")
-
-
 def _require_unquantised(source: ModelSource) -> None:
-    stored = getattr(read_config(source), "quantization_config", None)
-    if not stored:
+    settings = quantization_settings(read_config(source))
+    if not settings:
         return
-    settings = stored if isinstance(stored, dict) else stored.to_dict()
     bits = settings.get("bits") or next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
     how = f"{settings.get('quant_method', 'quantized')}{f', {bits}-bit' if bits else ''}"
     raise BackendError(
@@ -191,14 +159,8 @@ def _require_place(out: Path, adapter: Path, source: ModelSource, *, overwrite: 
         raise ConfigError(
             f"{out} holds, or lies in, what is to be merged", hint="write the merged model to a folder of its own"
         )
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise ConfigError(f"{out} is there already", hint="choose another folder, or replace it with --overwrite")
-    if not ((out / "config.json").is_file() and (out / MANIFEST).is_file()):
-        raise ConfigError(
-            f"{out} is no merged model: --overwrite replaces nothing else", hint="choose another folder"
-        )
+    is_ours = (out / "config.json").is_file() and (out / MANIFEST).is_file()
+    require_place(out, overwrite=overwrite, is_ours=is_ours, what="merged model")
 
 
 def _configured_dtype(source: ModelSource) -> str:
@@ -207,8 +169,7 @@ def _configured_dtype(source: ModelSource) -> str:
 
 
 def _require_room(out: Path, needed: int) -> None:
-    there = next(path for path in [out, *out.absolute().parents] if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(out)
     if free < needed:
         raise CheckpointError(
             f"{out}: the merged model takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on its disk",
@@ -301,7 +262,7 @@ class _Merging:
         if found.is_same:
             return True
         told = f"{found.equal} of {found.prompts} recorded answers are the same over {self.task.source.name}"
-        if not _trained_quantised(self.task):
+        if not was_trained_quantised(self.task.adapter):
             raise CheckpointError(
                 f"{told}: it is not the trained model; {found.first_difference}",
                 hint="name the base that it was trained on with --base (base_model= in Python)",
@@ -360,17 +321,6 @@ def _write_stops(folder: Path, stops: tuple[int, ...]) -> None:
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings.pop("_from_model_config", None)  # It says that nothing was set by hand.
     write_json(path, {**settings, "eos_token_id": list(stops)})
-
-
-def _trained_quantised(task: _Task) -> bool:
-    """True if the weights were quantised under the adapter, as manifest, base or config tell."""
-    if (task.adapter / MANIFEST).is_file() and read_manifest(task.adapter).get("logits", {}).get("is_quantized"):
-        return True
-    run = run_of(task.adapter)
-    if run is None or not run.config.is_file():
-        return False
-    model = load_config(run.config).config.model
-    return model.load_in_4bit or model.load_in_8bit
 
 
 def _told(found: Parity, computed_in: str) -> str:

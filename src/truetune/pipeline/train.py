@@ -1,7 +1,6 @@
 """`truetune train`: a config and rows in, a run's directory with a verified model out."""
 
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,7 +13,7 @@ from truetune.config.schema import Config
 from truetune.data.examples import Record
 from truetune.data.store import StoredRows
 from truetune.errors import BackendError, CheckpointError, first_line
-from truetune.files import remedy, write_json, write_text
+from truetune.files import free_bytes, remedy, write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.hardware import threads
 from truetune.model.tokenizer import with_chat_template
@@ -353,8 +352,7 @@ class _Training:
 
     def _tell_disk(self) -> None:
         """Warns where the run's checkpoints will not fit."""
-        there = next(path for path in [self.directory.path, *self.directory.path.absolute().parents] if path.is_dir())
-        free, needed = shutil.disk_usage(there).free, self.plan.disk_bytes
+        free, needed = free_bytes(self.directory.path), self.plan.disk_bytes
         if free < needed:
             self.listener.warn(
                 f"{self.directory.path}: checkpoints and weights will take about {needed / 1e9:,.1f} GB, and "

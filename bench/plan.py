@@ -1,14 +1,15 @@
 """Is the plan true? Real trainings beside what `truetune plan` says of them: peak memory, and time with a probe.
 
     .venv/bin/python bench/plan.py [--only NAME …] [--cuda] [--time] [--steps 4] [--quick]
-                                   [--step-seconds S] [--json FILE] [--again FILE] [--markdown]
+                                   [--step-seconds S] [--most-steps N] [--json FILE] [--again FILE] [--markdown]
 
 Each case is a model (SmolLM2-135M, or a random one made here: deep, wide, of a large vocabulary), a method, a length
 and levers. It is planned by `truetune plan --json` and trained by `truetune train`, each in a process of its own, and
 the estimated peak is compared with the peak_memory_bytes of the run (resident memory; on CUDA the allocator's
 peak). With --time it is planned again with --probe and trained for as many steps as take about half a minute, and the
 seconds of training are compared too; --step-seconds halves a case's length until the estimate of a step is below it,
-for machines on which the whole list would take hours. Printed is a line a case, the median and the worst at the end.
+and --most-steps cuts a training off, for machines on which the whole list would take hours. Printed is a line a case,
+the median and the worst at the end.
 
 --json keeps what was measured; --again plans anew and compares with the measures of such a file, training nothing.
 --cuda runs the same list on a GPU, where models are larger. --quick trains two tiny cases, which checks this script.
@@ -160,6 +161,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--step-seconds", type=float)
+    parser.add_argument("--most-steps", type=int, default=MOST)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", type=Path)
@@ -203,6 +205,7 @@ class Bench:
         planned = self._plan(words)
         if self.options.time:
             case, steps = half_a_minute(case, planned, step_seconds=self.options.step_seconds)
+            steps = min(steps, self.options.most_steps)
             words = self._words(case, steps)
             planned = self._plan(words, "--probe")
             seconds = planned["seconds"]

@@ -1,4 +1,4 @@
-"""Who hears what happens in long work: the library tells a Listener, and only console.py prints."""
+"""Who hears what happens in long work: the library tells a Listener, and only console/ prints."""
 
 import logging
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ logger = logging.getLogger("truetune")
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """One optimizer step done. `loss` is the mean over the step's supervised tokens, `seconds_left` an estimate."""
+    """One optimizer step done. `loss` is the mean over the step's supervised tokens, `seconds_left` an estimate.
+
+    `learning_rate` is the one the step was taken at, `memory_bytes` what the process holds (on CUDA, the allocator).
+    `eval_loss` is that of the newest evaluation, at `eval_step`; `next_checkpoint` the step that will be saved next.
+    """
 
     step: int
     total_steps: int
@@ -17,6 +21,11 @@ class StepEvent:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    learning_rate: float | None = None
+    memory_bytes: int | None = None
+    eval_loss: float | None = None
+    eval_step: int | None = None
+    next_checkpoint: int | None = None
 
 
 class Listener(Protocol):

@@ -108,6 +108,17 @@ def free_memory(device: Device) -> int | None:
             return available if granted is None else min(available, granted)
 
 
+def used_memory(device: str) -> int:
+    """The bytes that this process holds now: on CUDA its tensors, else its resident memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated())
+    from psutil import Process
+
+    return int(Process().memory_info().rss)
+
+
 def threads() -> str:
     """How torch computes on the CPU, in words."""
     import torch

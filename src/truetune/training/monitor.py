@@ -3,16 +3,18 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_utils import SaveStrategy
 
 from truetune.errors import BackendError, first_line
 from truetune.listener import Listener, StepEvent
+from truetune.model.hardware import used_memory
 from truetune.runs.checkpoints import metrics_line
 from truetune.training.signals import stopping
 
@@ -229,8 +231,17 @@ class Stopwatch:
         return steps * self._timed_seconds / (self._steps - 1) if self._steps > 1 else math.nan
 
 
-def tell_step(listener: Listener, state: TrainerState, loss: float, watch: Stopwatch) -> None:
+def tell_step(
+    listener: Listener,
+    state: TrainerState,
+    loss: float,
+    watch: Stopwatch,
+    *,
+    args: TrainingArguments,
+    learning_rate: float | None,
+) -> None:
     """Tells the listener of the step just done."""
+    evaluated: Mapping[str, Any] = next((line for line in reversed(state.log_history) if "eval_loss" in line), {})
     listener.step(
         StepEvent(
             step=state.global_step,
@@ -239,5 +250,25 @@ def tell_step(listener: Listener, state: TrainerState, loss: float, watch: Stopw
             loss=loss,
             tokens_per_second=watch.tokens_per_second or math.nan,
             seconds_left=watch.seconds_left(state.max_steps - state.global_step),
+            learning_rate=learning_rate,
+            memory_bytes=used_memory(args.device.type),
+            eval_loss=evaluated.get("eval_loss"),
+            eval_step=evaluated.get("step"),
+            next_checkpoint=next_checkpoint(state, args),
         )
     )
+
+
+def next_checkpoint(state: TrainerState, args: TrainingArguments) -> int | None:
+    """The step behind this one that will be saved; None where the run saves none, or is at its end."""
+    step, last = int(state.global_step), int(state.max_steps)
+    if step >= last:
+        return None
+    match args.save_strategy:
+        case SaveStrategy.STEPS:
+            return min(last, (step // int(state.save_steps) + 1) * int(state.save_steps))
+        case SaveStrategy.EPOCH if state.epoch:
+            epoch = float(state.epoch)
+            return min(last, round((math.floor(epoch + 1e-6) + 1) * step / epoch))
+        case _:
+            return None

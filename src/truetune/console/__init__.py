@@ -1,0 +1,1 @@
+"""Everything a person sees in a terminal. Nothing outside this room prints."""

@@ -1,0 +1,124 @@
+"""How anything is shown: lines, tables, errors, JSON, a question. Together with its neighbours all that prints."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, JustifyMethod
+from rich.markup import escape
+from rich.table import Column, Table
+
+from truetune.errors import TruetuneError
+
+
+def is_first_process() -> bool:
+    """False in all but one of the processes that a launcher started: they say nothing but errors."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def error_console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(error: TruetuneError) -> None:
+    """`error: …` and `hint: …`, each line of a list of problems on its own."""
+    console = error_console()
+    console.print(f"[bold red]error:[/] {escape(error.message)}")
+    if error.hint:
+        console.print(f"[bold]hint:[/] {escape(error.hint)}")
+
+
+def show_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, ensure_ascii=False, default=str))
+
+
+def show(text: str = "") -> None:
+    if is_first_process():
+        print(text)
+
+
+def show_piece(text: str) -> None:
+    """A piece of a text that goes on, at once."""
+    if is_first_process():
+        print(text, end="", flush=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left", show_lines=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False).print(table)
+
+
+def show_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()) -> None:
+    """A table on a terminal, numbers to the right; elsewhere a line with tabs for each row.
+
+    Where a terminal is too narrow, `spare` columns are left out, in their order, as many as have to be.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            show("\t".join(row))
+        return
+    first, *others = _fitting(columns, rows, spare, console.width)
+    kinds: list[JustifyMethod] = ["right" if _are_numbers(row[place] for row in rows) else "left" for place in others]
+    headers = [Column(escape(columns[place]), justify=kind) for place, kind in zip(others, kinds, strict=True)]
+    table = Table(Column(escape(columns[first]), overflow="fold"), *headers, box=None)
+    for row in rows:
+        table.add_row(*(escape(row[place]) for place in (first, *others)))
+    console.print(table)
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str], width: int) -> list[int]:
+    """The places of the columns that are shown."""
+    widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows, strict=True)]
+    left_out: set[str] = set()
+    for name in spare:
+        if sum(size for column, size in zip(columns, widths, strict=True) if column not in left_out) > width:
+            left_out.add(name)
+    return [place for place, column in enumerate(columns) if column not in left_out]
+
+
+def _are_numbers(cells: Iterable[str]) -> bool:
+    return all(set(cell) <= set("0123456789.,+-e") for cell in cells)
+
+
+def show_pairs(pairs: Mapping[str, str]) -> None:
+    """Names and values, aligned."""
+    width = max(map(len, pairs), default=0)
+    for name, value in pairs.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"
+
+
+def show_section(title: str, pairs: Mapping[str, str]) -> None:
+    show_heading(title)
+    show_pairs(pairs)
+    show()
+
+
+def show_heading(title: str) -> None:
+    Console(highlight=False).print(f"[bold]{title}[/]")
+
+
+def ask(prompt: str) -> str | None:
+    """A line from the user, None at the end of input; the prompt is shown only on a terminal."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

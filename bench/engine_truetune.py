@@ -138,7 +138,8 @@ def trained(trial: Trial, lever: Lever) -> Measure:
     config = load_config(None, settings=truetune_settings(trial) | changes(lever, trial)).config
     machine = ask_machine(config, listener, has_callbacks=True)
     learned = sum(label != -100 for sequence in sequences for label in sequence.labels)
-    report = SimpleNamespace(stats={"max_length": trial.workload.max_length, "supervised_tokens": learned})
+    stats = {"max_length": trial.workload.max_length, "supervised_tokens": learned}
+    report = SimpleNamespace(stats=stats, rows_kept=len(sequences))
     rows = SimpleNamespace(train=sequences, validation=[], report=report)
     plan = plan_run(config, machine=machine, prepared=rows)  # type: ignore[arg-type]
     session = open_session(

@@ -88,6 +88,15 @@ def test_a_quantised_base_and_more_learned_tokens_take_longer(shape: ModelShape)
     assert all_tokens.training == pytest.approx(AMOUNT.tokens * operations / 1e9)
 
 
+def test_generated_tokens_cost_more_than_those_that_are_read(shape: ModelShape) -> None:
+    answering = replace(AMOUNT, answer_tokens=50)
+    probed = [measured(PROBED, each).evaluating for each in (AMOUNT, answering)]
+    reckoned_ = [reckoned(shape, each, **{**PLAIN, "learned": 1.0}).evaluating for each in (AMOUNT, answering)]
+    for without, with_ in (probed, reckoned_):
+        assert with_ > 2 * without
+    assert measured(PROBED, answering).training == measured(PROBED, AMOUNT).training
+
+
 def test_rates_go_with_threads_and_devices() -> None:
     assert cpu_rate("bf16", 4) == 4 * cpu_rate("bf16", 1) > 4 * cpu_rate("fp32", 1)
     assert gpu_rate(1e12, 8) == 8 * gpu_rate(1e12, 1) < 8e12

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from heard import Heard
-from tiny_runs import LORA, ROWS, TOKENIZER, job
+from tiny_runs import LORA, ROWS, TOKENIZER, job, scored
 from truetune.data.store import RowWriter, StoredRow, StoredRows, row_batch
 from truetune.errors import BackendError
 from truetune.model.fixtures import FILE, FixedPrompt
@@ -56,7 +56,7 @@ def run(session: Session, base: Path, rows: StoredRows, folder: Path, **changes:
         loaded = session.load(request(base))
         result = session.train(
             job(folder / "checkpoints", is_padding_free=loaded.isolates, **changes),
-            TrainingRows(rows, rows[:4], TOKENIZER),
+            TrainingRows(rows, rows[:4], TOKENIZER, scored(rows[:3], folder / "answers")),
             Tracking(folder),
             (),
         )
@@ -85,6 +85,15 @@ def test_a_training_elsewhere_is_the_training_here_to_the_bit(
     assert (found.steps, found.final_loss, found.eval_loss) == (12, expected.final_loss, expected.eval_loss)
     assert [line.get("loss") for line in lines["there"]] == [line.get("loss") for line in lines["here"]]
     assert there.lines == here.lines
+    assert [line.get("eval_exact_match") for line in lines["there"]] == [
+        line.get("eval_exact_match") for line in lines["here"]
+    ]
+    for step in (0, 6, 12):
+        one, other = (
+            (tmp_path / place / "answers" / f"step-{step}.jsonl").read_text() for place in ("here", "there")
+        )
+        assert one == other
+        assert one.count("\n") == 3
     assert saved_there == saved
     assert len(saved.row_fixtures.fixtures) == 2
     answers = [(tmp_path / place / "adapter" / FILE).read_text() for place in ("here", "there")]

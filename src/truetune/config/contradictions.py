@@ -1,6 +1,6 @@
 """Settings that are each right and cannot hold together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,11 +21,14 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     yield from _adapter(config)
     yield from _target_parameters(config)
     yield from _evaluation(config)
+    yield from _answers(config)
 
 
 _4BIT, _8BIT, _METHOD = "model.load_in_4bit", "model.load_in_8bit", "adapter.method"
 _EVALUATED, _SAVED = "evaluation.eval_strategy", "checkpoints.save_strategy"
 _BEST, _PATIENCE = "evaluation.load_best_model_at_end", "evaluation.early_stopping_patience"
+_GENERATE, _METRICS = "evaluation.generate", "evaluation.generate_metrics"
+_BEST_BY = "evaluation.metric_for_best_model"
 
 
 def _model_and_data(config: Config) -> Iterator[Contradiction]:
@@ -79,6 +82,31 @@ def _evaluation(config: Config) -> Iterator[Contradiction]:
         yield Contradiction(f"{_PATIENCE} needs {_BEST}: true", (_PATIENCE, _BEST))
     if evaluation.load_best_model_at_end:
         yield from _best_model(config)
+
+
+def _answers(config: Config) -> Iterator[Contradiction]:
+    """Answers need rows, and an evaluation to be given in; the best model is judged by what is measured."""
+    evaluation, data = config.evaluation, config.data
+    best, metrics = evaluation.metric_for_best_model, evaluation.generate_metrics
+    if evaluation.generate and evaluation.eval_strategy == "no":
+        yield Contradiction(f"{_GENERATE} needs evaluations, and {_EVALUATED} is no", (_GENERATE, _EVALUATED))
+    elif evaluation.generate and data.test_size == 0 and not data.validation_path:
+        text = f"{_GENERATE} needs validation rows, and data.test_size is 0"
+        yield Contradiction(text, (_GENERATE, "data.test_size"))
+    if best == "eval_loss":
+        return
+    if not evaluation.generate:
+        text = f"{_BEST_BY}: {best} is measured of answers, and {_GENERATE} asks for none"
+        yield Contradiction(text, (_BEST_BY, _GENERATE))
+    elif "auto" not in metrics and best not in _figures(metrics):
+        yield Contradiction(
+            f"{_BEST_BY}: {best} is not among {_METRICS} ({', '.join(metrics)})", (_BEST_BY, _METRICS)
+        )
+
+
+def _figures(metrics: Sequence[str]) -> set[str]:
+    """The names under which metrics are logged; json brings json_f1 along."""
+    return {f"eval_{name}" for name in (*metrics, *(["json_f1"] if "json" in metrics else []))}
 
 
 def _best_model(config: Config) -> Iterator[Contradiction]:

@@ -21,7 +21,7 @@ from truetune.config.validate import Source, missing, validated
 from truetune.config.words import fields
 from truetune.errors import ConfigError
 
-__all__ = ["Loaded", "dump_config", "fields", "load_config"]
+__all__ = ["Loaded", "dump_config", "dump_given", "fields", "load_config", "named_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,20 @@ def load_config(
         raise ConfigError("\n".join(dict.fromkeys(map(str, sorted(problems, key=lambda problem: problem.place)))))
     told = (notice.told(config) for notice in notices)
     return Loaded(config, tuple(dict.fromkeys(line for line in told if line)))
+
+
+def named_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What "key=value" texts set, by our dotted names. ConfigError with a line for each name that sets nothing."""
+    problems: list[Problem] = []
+    values = under_our_names(read_overrides(overrides, problems), problems, [])
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)))
+    return {name: named.value for name, named in values.items()}
+
+
+def dump_given(config: Config) -> str:
+    """The settings of the config that were given, as YAML; the rest are defaults, and stay free to be decided."""
+    return yaml_text(config.model_dump(mode="json", exclude_unset=True))
 
 
 def dump_config(config: Config) -> str:

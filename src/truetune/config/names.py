@@ -185,6 +185,8 @@ REFUSED: dict[str, str] = {
     "auto or --resume PATH; in Python, resume_from_checkpoint=",
     "enable_jit_checkpoint": "SIGTERM, SIGINT and SIGUSR1 write a checkpoint by themselves",
     "overwrite_output_dir": "replacing a run is said on the command line: --overwrite",
+    "greater_is_better": "it follows from evaluation.metric_for_best_model: less of eval_loss, more of any metric",
+    "predict_with_generate": "set evaluation.generate to the number of validation rows to answer",
     "label_smoothing_factor": "it is not supported: the loss is plain cross-entropy",
     "loraplus_lr_embedding": "embeddings learn at learning_rate: set loraplus_lr_ratio for the update matrices",
     "pissa_convert": "an adapter that starts in the base's weights is always saved as plain LoRA",

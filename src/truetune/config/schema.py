@@ -1,7 +1,7 @@
 """The configuration: every setting with its type, its default and one line on what it does."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -10,6 +10,11 @@ NO_MODEL = "none"
 
 Auto = Literal["auto"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+Metric = Literal[
+    "exact_match", "normalized_match", "number_match", "json", "json_f1", "rouge_l", "bleu", "tool_calls"
+]
+"""Of inference/metrics.py what needs no argument of its own; json brings json_f1 along."""
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -103,6 +108,30 @@ def _spelled(*names: str, spellings: dict[str, str]) -> BeforeValidator:
         json_schema_input_type=Literal[(*names, *spellings, None)],
     )
 
+
+def _listed(value: Any) -> Any:
+    """One name, or a list of them."""
+    return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+_Metrics = Annotated[tuple[Auto | Metric, ...], Field(min_length=1)]
+Metrics = Annotated[_Metrics, BeforeValidator(_listed, json_schema_input_type=_Metrics | Auto | Metric)]
+
+Figure = Literal[
+    "eval_loss", "eval_exact_match", "eval_normalized_match", "eval_number_match", "eval_json", "eval_json_f1",
+    "eval_rouge_l", "eval_bleu", "eval_tool_calls",
+]  # fmt: skip
+_UNPREFIXED = {figure.removeprefix("eval_"): figure for figure in get_args(Figure)}
+
+
+def _prefixed(value: Any) -> Any:
+    """As it is logged; transformers takes it without the prefix, too."""
+    return _UNPREFIXED.get(value, value) if isinstance(value, str) else value
+
+
+BestBy = Annotated[
+    Figure, BeforeValidator(_prefixed, json_schema_input_type=Literal[(*_UNPREFIXED, *_UNPREFIXED.values())])
+]
 
 _NAMES_TEXT = Annotated[str, Field(pattern=r"^\s*[^\s,][^,]*(,\s*[^\s,][^,]*)*$")]
 Names = Annotated[
@@ -273,7 +302,13 @@ class EvaluationConfig(_Section):
     eval_strategy: Strategy = Field("epoch", description="no, steps or epoch")
     eval_steps: Count | Share = Field(100, description="steps (or share of all steps) between evaluations")
     per_device_eval_batch_size: Count | None = Field(None, description="rows at a time; null: as in training")
-    load_best_model_at_end: bool = Field(False, description="end with the weights of the lowest validation loss")
+    generate: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="validation rows that are answered, and the answers scored; null or 0: none"
+    )
+    generate_max_new_tokens: Count = Field(256, description="tokens of such an answer, at most")
+    generate_metrics: Metrics = Field(("auto",), description="what is measured of answers; auto: what fits the rows")
+    metric_for_best_model: BestBy = Field("eval_loss", description="the figure by which a model is the best")
+    load_best_model_at_end: bool = Field(False, description="end with the best weights that were saved")
     early_stopping_patience: Count | None = Field(None, description="evaluations without improvement before it stops")
 
 

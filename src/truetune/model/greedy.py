@@ -48,12 +48,12 @@ def drafts(
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = torch.tensor(prompt), 1
-    plain = _plain(model.eval())
+    bare = plain(model.eval())
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_token_ids) or None, pad_token_id=0
     )
-    with torch.no_grad(), _without_settings(plain, GenerationConfig()):
-        made = plain.generate(
+    with torch.no_grad(), _without_settings(bare, GenerationConfig()):
+        made = bare.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
         )
     return [_until_stop(row[width:].tolist(), stop_token_ids) for row in made]
@@ -115,9 +115,9 @@ def _without_settings(model: Any, none: Any) -> Iterator[None]:
 
 def _parameters(model: Any) -> Collection[str]:
     """What the forward pass of a model takes."""
-    return inspect.signature(type(_plain(model)).forward).parameters
+    return inspect.signature(type(plain(model)).forward).parameters
 
 
-def _plain(model: Any) -> Any:
+def plain(model: Any) -> Any:
     """The model that an adapter was put into, with the adapter in it; a model without one itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

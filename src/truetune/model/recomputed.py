@@ -56,7 +56,7 @@ class Recipe:
 
 def with_recipe(made: Tensor, recipe: Recipe) -> Tensor:
     """The tensor; whoever would keep it for a backward pass can keep what it is made of."""
-    if made.device.type == "cpu":
+    if made.device.type == "cpu" and not made.is_inference():  # Those have no versions, and no backward pass.
         made.recipe = (recipe, made._version)
     return made
 

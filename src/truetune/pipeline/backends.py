@@ -62,6 +62,8 @@ def _against(config: Config, situation: Situation) -> Iterator[str]:
         yield "adapter.target_modules must be all-linear or a list for it, not a regular expression"
     if config.training.activation_offloading:
         yield "training.activation_offloading is TRL's"
+    if config.evaluation.generate:
+        yield "evaluation.generate is TRL's: a model of Unsloth's that generates is another one afterwards"
     if config.training.torch_compile is True:
         yield "training.torch_compile is TRL's: Unsloth compiles by itself"
     if kinds := lora_kinds(config.adapter):

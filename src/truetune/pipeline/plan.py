@@ -87,6 +87,7 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
     config, by_memory = _decided(config, _batch(config, machine, longest, schedule(len(sequences), lengths)))
     steps = schedule(len(sequences), _lengths(config, machine))
     amount = _amount(config, steps, tokens=sum(trained), evaluated=sum(validated))
+    amount = _with_answers(amount, config, prepared)
     situation = replace(
         situation,
         epochs=steps.total_steps / steps.steps_per_epoch,
@@ -269,6 +270,18 @@ def _amount(config: Config, steps: Schedule, *, tokens: int, evaluated: int) -> 
     )
 
 
+def _with_answers(amount: Amount, config: Config, prepared: PreparedDataset) -> Amount:
+    """The amount with what answers take at each evaluation, if they are as long as what a row learns on the average.
+
+    Their rows are read once more for it.
+    """
+    evaluation, report, held = config.evaluation, prepared.report, len(prepared.validation)
+    rows = min(evaluation.generate or 0, held)
+    learned = min(evaluation.generate_max_new_tokens, report.stats["supervised_tokens"] / max(1, report.rows_kept))
+    read = amount.evaluation_tokens * rows // max(1, held)
+    return replace(amount, evaluation_tokens=amount.evaluation_tokens + read, answer_tokens=round(rows * learned))
+
+
 def _disk_bytes(config: Config, amount: Amount, memory: Memory) -> int:
     limit = config.checkpoints.save_total_limit
     if limit is not None and config.evaluation.load_best_model_at_end:
@@ -395,6 +408,7 @@ def train_job(
         run_name=config.logging.run_name,
         is_padding_free=is_padding_free,
         loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
+        metric_for_best_model=evaluation.metric_for_best_model,
         resume_from=resume_from,
         identity=identity or {},
     )

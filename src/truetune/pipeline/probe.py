@@ -118,7 +118,7 @@ def _some(validation: Sequence[Tokenized], plan: RunPlan) -> Sequence[Tokenized]
 
 
 def _probe_job(job: TrainJob, plan: RunPlan) -> TrainJob:
-    """The run's job for a few steps in the rows' order, evaluated and saved at the end if the run is."""
+    """The run's job for a few steps in the rows' order, evaluated (by loss) and saved at the end if the run is."""
     last: Mapping[str, Any] = {"eval_steps": _STEPS, "save_steps": _STEPS}
     return replace(
         job,
@@ -129,6 +129,7 @@ def _probe_job(job: TrainJob, plan: RunPlan) -> TrainJob:
         save_strategy="steps" if plan.amount.checkpoints else "no",
         load_best_model_at_end=False,
         early_stopping_patience=None,
+        metric_for_best_model="eval_loss",
         logging_steps=1,
         report_to=(),
         **last,

@@ -195,7 +195,13 @@ def _shortened(directory: RunDirectory, output: Path, *, steps: int, half: int) 
             "output_dir": str(output),
             "training": config.training.model_copy(update={"max_steps": steps, "num_processes": None}),
             "evaluation": config.evaluation.model_copy(
-                update={"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": None}
+                update={
+                    "eval_strategy": "no",
+                    "generate": None,
+                    "metric_for_best_model": "eval_loss",
+                    "load_best_model_at_end": False,
+                    "early_stopping_patience": None,
+                }
             ),
             "checkpoints": config.checkpoints.model_copy(
                 update={"save_strategy": "steps", "save_steps": half, "save_total_limit": None}

@@ -85,6 +85,11 @@ def obstacles(target: Target, facts: AdapterFacts) -> tuple[Obstacle, ...]:
     return tuple(sorted(_SERVERS[target](facts), key=lambda each: each.severity == "warning"))
 
 
+def vllm_rank(rank: int) -> int | None:
+    """The least --max-lora-rank that vLLM serves an adapter of that rank with; None where none is enough."""
+    return next((each for each in _VLLM_RANKS if each >= rank), None)
+
+
 def _vllm(facts: AdapterFacts) -> Iterator[Obstacle]:
     yield from _vllm_rank(facts)
     if facts.use_dora:
@@ -107,7 +112,7 @@ def _vllm(facts: AdapterFacts) -> Iterator[Obstacle]:
 def _vllm_rank(facts: AdapterFacts) -> Iterator[Obstacle]:
     rank = facts.saved_rank
     told = f"rank {rank}" if rank == facts.r else f"rank {rank} (saved as twice r: {facts.init_lora_weights})"
-    least = next((each for each in _VLLM_RANKS if each >= rank), None)
+    least = vllm_rank(rank)
     if least is None:
         why = f"{told} is more than the {_VLLM_RANKS[-1]} that vLLM takes at most"
         yield Obstacle("adapter.r", "error", why, f"lower it, or {_MERGE}", _VLLM_CONFIG)

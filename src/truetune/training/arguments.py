@@ -41,8 +41,8 @@ def sft_arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         save_steps=job.save_steps,
         save_total_limit=None,  # Engine rotates, and Trainer must not remove anything.
         load_best_model_at_end=keeps_best,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
+        metric_for_best_model=job.metric_for_best_model if evaluates else None,
+        greater_is_better=job.metric_for_best_model != "eval_loss" if evaluates else None,
         logging_steps=job.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,

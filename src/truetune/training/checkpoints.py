@@ -140,7 +140,7 @@ def _not_saved(error: Exception, folder: Path, needed: int) -> CheckpointError:
 
 
 class BestCheckpoint(TrainerCallback):
-    """On resuming, finds the best checkpoint where the run is now, and forgets one that is gone or damaged."""
+    """On resuming, finds the best checkpoint where the run is now; one that is gone, or damaged, is forgotten."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -149,10 +149,19 @@ class BestCheckpoint(TrainerCallback):
         best = _best(state, Path(args.output_dir or ""))
         if best is None:
             return
-        if found := problems(best):
-            self._listener.warn(
-                f"{best.name}, the best so far, cannot be used ({found[0]}): the best is looked for from here on"
-            )
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if not _was_best_by(args.metric_for_best_model, state):
+            self._forget(state, f"{best.name}, the best so far, was not the best by {args.metric_for_best_model}")
+        elif found := problems(best):
+            self._forget(state, f"{best.name}, the best so far, cannot be used ({found[0]})")
         else:
             state.best_model_checkpoint = str(best)
+
+    def _forget(self, state: TrainerState, why: str) -> None:
+        self._listener.warn(f"{why}: the best is looked for from here on")
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def _was_best_by(metric: str | None, state: TrainerState) -> bool:
+    """True if the best so far has its value by that metric, which a run that goes on may have changed."""
+    at_best = [line for line in state.log_history if line["step"] == state.best_global_step]
+    return metric is None or any(line.get(metric) == state.best_metric for line in at_best)

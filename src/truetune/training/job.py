@@ -14,7 +14,8 @@ class TrainJob:
 
     `warmup_steps` counts steps, or is a share of all steps when below 1; `eval_steps` and `save_steps` likewise.
     `device` and `precision` are those of model.hardware. `max_steps` -1 leaves the length to the epochs. `identity`
-    is what a checkpoint says of the run that it belongs to.
+    is what a checkpoint says of the run that it belongs to. `metric_for_best_model` is logged at each evaluation, as
+    eval_loss is, of which less is better; of all others it is more.
     """
 
     output_dir: Path
@@ -51,6 +52,7 @@ class TrainJob:
     torch_compile: bool = False
     is_shuffled: bool = True
     loraplus_lr_ratio: float | None = None
+    metric_for_best_model: str = "eval_loss"
     resume_from: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,7 +62,8 @@ class TrainResult:
     """`tokens_per_second` counts real tokens over step time, without the first step, evaluation and saving.
 
     `peak_memory_bytes` is the process's peak resident memory, on CUDA the allocator's peak. `stopped_by` names the
-    signal that ended the run early.
+    signal that ended the run early. `best_metric` is the best value of `metric_for_best_model`, and `best_step` where
+    it was reached, if checkpoints are saved; all are None where nothing was evaluated.
     """
 
     steps: int
@@ -73,3 +76,6 @@ class TrainResult:
     seconds: float
     peak_memory_bytes: int
     stopped_by: str | None
+    metric_for_best_model: str | None = None
+    best_metric: float | None = None
+    best_step: int | None = None

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from truetune.data.examples import Packed, Tokenized
+from truetune.data.examples import Location, Packed, Tokenized
 from truetune.errors import first_line
+from truetune.inference.answers import Stops
+from truetune.inference.metrics import Expected
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
 from truetune.model.fixtures import FILE, FixedPrompt, Fixtures, record
@@ -46,12 +48,44 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A row whose last answer is generated: the ids to go on from, by at most `limit`, and what is expected.
+
+    `prompt` is what was last asked, for people; `id` is the row's own, if it has one.
+    """
+
+    prompt_ids: tuple[int, ...]
+    limit: int
+    expected: Expected
+    prompt: str
+    where: Location
+    id: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Validation rows that are answered at each evaluation, and the names of the metrics that score the answers.
+
+    The answers are kept in `folder`, a file for each evaluation.
+    """
+
+    rows: tuple[ScoredRow, ...]
+    metrics: tuple[str, ...]
+    stops: Stops
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """The rows to train and to validate on; `tokenizer` has the chat template that is saved with the model."""
+    """The rows to train and to validate on; `tokenizer` has the chat template that is saved with the model.
+
+    `scored` are those of the validation rows that are answered as well, if any are.
+    """
 
     train: Sequence[Tokenized | Packed]
     validation: Sequence[Tokenized]
     tokenizer: Any
+    scored: ScoredRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +192,7 @@ class TrlSession:
                 tokenizer=rows.tokenizer,
                 train=rows.train,
                 validation=rows.validation,
+                scored=rows.scored,
                 listener=self.listener,
                 callbacks=callbacks,
                 **self.engine_options,

@@ -5,6 +5,7 @@ it has none, through the methods overridden in `Engine`, which tests/training/te
 installed version.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
@@ -30,7 +30,9 @@ from truetune.model.side_by_side import WORKERS, obstacle, side_by_side
 from truetune.model.slices import TOKENS, largest, slices
 from truetune.model.tokenizer import pad_token_id
 from truetune.runs.checkpoints import checkpoint_folder, newest_listed
+from truetune.training.answers import AnswerScorer
 from truetune.training.arguments import sft_arguments
+from truetune.training.batches import dataset_of, real_tokens, without_weights
 from truetune.training.checkpoints import (
     BestCheckpoint,
     make_room,
@@ -52,6 +54,7 @@ from truetune.training.monitor import (
 )
 from truetune.training.room import CHECKPOINTING, Room, persist
 from truetune.training.scores import Scores, score_logits, score_supervised
+from truetune.training.session import ScoredRows
 from truetune.training.step import Counts, Step, random_state
 
 
@@ -67,12 +70,15 @@ class Engine(SFTTrainer):
     generates = True
     """False where the model's own `generate` would leave it other than training had it."""
 
-    def __init__(self, *, job: TrainJob, listener: Listener, **options: Any) -> None:
+    def __init__(
+        self, *, job: TrainJob, listener: Listener, scorer: AnswerScorer | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.job = job
         # Gemma 3n and 4 say no, and Trainer then averages micro-batches whatever their tokens; the loss here is ours.
         self.model_accepts_loss_kwargs = True
         self.listener = listener
+        self.scorer = scorer
         self.watch = Stopwatch()
         self._guard = NonFiniteGuard()
         self._guarded_step = 0
@@ -94,7 +100,7 @@ class Engine(SFTTrainer):
         """The sum of the supervised tokens' losses, each by its row's weight, over their number in the whole step."""
         if self.aux_loss_enabled:
             inputs = {**inputs, "output_router_logits": True}
-        weights, inputs = _without_weights(inputs)
+        weights, inputs = without_weights(inputs)
         outputs = self.score(model, inputs)
         count = outputs.label_mask.sum()
         tokens = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=count.device)
@@ -209,7 +215,7 @@ class Engine(SFTTrainer):
         """What a training computes at a time, of its first rows."""
         count = min(self.args.per_device_train_batch_size, len(self.train_dataset))
         batch = self.data_collator([self.train_dataset[place] for place in range(count)])
-        return slices(_without_weights(self._prepare_inputs(batch))[1], self._room.tokens)[0]
+        return slices(without_weights(self._prepare_inputs(batch))[1], self._room.tokens)[0]
 
     def _give_way(self, failure: str, batches: Sequence[dict[str, Any]], place: str, *, model: Any) -> None:
         """Makes room for the batches; BackendError where nothing is left to do, with the last step saved."""
@@ -262,7 +268,7 @@ class Engine(SFTTrainer):
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Called by Trainer after every step and epoch: the one place that knows the step's gradient norm."""
         if self.state.global_step != self._guarded_step:
-            self._end_step(None if grad_norm is None else float(grad_norm))
+            self._end_step(None if grad_norm is None else float(grad_norm), kwargs.get("learning_rate"))
         if self._guard.is_alarmed:
             # Rotation must not trade a good checkpoint for one whose weights may be lost.
             self.control.should_save = False
@@ -272,12 +278,12 @@ class Engine(SFTTrainer):
             tr_loss.zero_()
         self._restore_random = random_state()
 
-    def _end_step(self, grad_norm: float | None) -> None:
+    def _end_step(self, grad_norm: float | None, learning_rate: float | None) -> None:
         loss, counts = self._step.end()
         self._guarded_step = self.state.global_step
         self._logged = self._logged.plus(counts)
         self.watch.end(counts.tokens)
-        tell_step(self.listener, self.state, loss, self.watch)
+        tell_step(self.listener, self.state, loss, self.watch, args=self.args, learning_rate=learning_rate)
         self._guard.check(
             step=self.state.global_step,
             loss=loss,
@@ -299,11 +305,13 @@ class Engine(SFTTrainer):
         totals = torch.zeros(3, dtype=torch.float64)
         batches = len(dataloader)
         for done, batch in enumerate(dataloader, start=1):
-            _, inputs = _without_weights(self._prepare_inputs(batch))
+            _, inputs = without_weights(self._prepare_inputs(batch))
             totals += self._sums(model, inputs)
             self.listener.progress("evaluating", done, batches)
         loss, correct, count = self.accelerator.reduce(totals.to(self.args.device, torch.float32)).tolist()
         metrics = {"loss": loss / count, "mean_token_accuracy": correct / count, "supervised_tokens": int(count)}
+        if self.scorer is not None:
+            metrics |= self.scorer.measure(model, step=self.state.global_step)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, named, self.num_examples(dataloader))
 
@@ -361,22 +369,23 @@ def build_engine(
     train: Sequence[Tokenized | Packed],
     validation: Sequence[Tokenized],
     listener: Listener,
+    scored: ScoredRows | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     kind: type[Engine] = Engine,
 ) -> Engine:
     """The trainer for `job`, ready to train."""
     patience = job.early_stopping_patience
     stopping = [EarlyStopping(early_stopping_patience=patience)] if patience and validation else []
+    padding = pad_token_id(tokenizer)
     engine = kind(
         job=job,
         listener=listener,
+        scorer=None if scored is None else AnswerScorer(scored, pad_token_id=padding, listener=listener),
         model=model,
         args=sft_arguments(job, has_validation=bool(validation)),
-        train_dataset=_dataset(train),
-        eval_dataset=_dataset(validation) if validation else None,
-        data_collator=collate
-        if job.is_padding_free
-        else partial(collate_padded, pad_token_id=pad_token_id(tokenizer)),
+        train_dataset=dataset_of(train),
+        eval_dataset=dataset_of(validation) if validation else None,
+        data_collator=collate if job.is_padding_free else partial(collate_padded, pad_token_id=padding),
         processing_class=tokenizer,
         callbacks=[BestCheckpoint(listener), *stopping, *guarded_trackers(job.report_to, listener), *callbacks],
     )
@@ -395,17 +404,22 @@ def train(engine: Engine, job: TrainJob, *, metrics: MetricsCallback) -> TrainRe
         with only_tensors(job.resume_from):
             engine.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     make_room(engine, limit=job.save_total_limit)  # A kill may have come between saving and that.
+    state, judged_by = engine.state, engine.args.metric_for_best_model
+    best = state.best_metric if state.best_metric is not None and math.isfinite(state.best_metric) else None
     return TrainResult(
-        steps=engine.state.global_step,
-        final_loss=_last(engine.state.log_history, "loss"),
-        eval_loss=_last(engine.state.log_history, "eval_loss"),
-        best_eval_loss=engine.state.best_metric,
-        tokens=int(_last(engine.state.log_history, "num_tokens") or 0),
-        supervised_tokens=int(_last(engine.state.log_history, "supervised_tokens") or 0),
+        steps=state.global_step,
+        final_loss=_last(state.log_history, "loss"),
+        eval_loss=_last(state.log_history, "eval_loss"),
+        best_eval_loss=best if judged_by == "eval_loss" else None,
+        tokens=int(_last(state.log_history, "num_tokens") or 0),
+        supervised_tokens=int(_last(state.log_history, "supervised_tokens") or 0),
         tokens_per_second=engine.watch.tokens_per_second,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory_bytes(job.device),
         stopped_by=signals.received,
+        metric_for_best_model=judged_by,
+        best_metric=best,
+        best_step=state.best_global_step,
     )
 
 
@@ -420,41 +434,12 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _dataset(rows: Sequence[Tokenized | Packed]) -> Dataset:
-    """The rows as TRL wants them, each read when the trainer asks for it."""
-
-    def read(places: dict[str, list[int]]) -> dict[str, list[Any]]:
-        read = [_columns(rows[place]) for place in places["place"]]
-        return {name: [columns[name] for columns in read] for name in read[0]}
-
-    return Dataset.from_dict({"place": range(len(rows))}).with_transform(read)
-
-
-def _without_weights(inputs: dict[str, Any]) -> tuple[torch.Tensor | None, dict[str, Any]]:
-    """The tokens' loss weights, if there are any, and what the model takes. Validation weighs all tokens alike."""
-    return inputs.get("loss_weights"), {name: value for name, value in inputs.items() if name != "loss_weights"}
-
-
-def _columns(row: Tokenized | Packed) -> dict[str, Any]:
-    if isinstance(row, Packed):
-        lengths, weights = row.seq_lengths, row.weights
-    else:
-        lengths, weights = [len(row.input_ids)], [row.weight]
-    return {"input_ids": row.input_ids, "labels": row.labels, "seq_lengths": lengths, "weights": weights}
-
-
 def overflowed(accelerator: Any) -> bool:
     """True if fp16 loss scaling left the step out to lower its scale, as it does in a run's first steps.
 
     From a scale below 1 on there is nothing to lower: the gradients themselves are not finite.
     """
     return bool(accelerator.optimizer_step_was_skipped and accelerator.scaler.get_scale() >= 1)
-
-
-def real_tokens(inputs: dict[str, Any]) -> torch.Tensor:
-    """The batch's tokens without padding, on its device."""
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    return torch.full((), ids.numel(), device=ids.device) if mask is None else mask.sum()
 
 
 def _last(history: Sequence[dict[str, Any]], name: str) -> float | None:

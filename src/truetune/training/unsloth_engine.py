@@ -3,7 +3,8 @@
 from typing import Any
 
 from truetune.data.examples import IGNORED
-from truetune.training.trl import Engine, real_tokens
+from truetune.training.batches import real_tokens
+from truetune.training.trl import Engine
 
 
 class UnslothEngine(Engine):

@@ -119,3 +119,12 @@ def arithmetic_rows(count: int) -> list[dict[str, Any]]:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 24 arithmetic rows."""
     return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", arithmetic_rows(24))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished LoRA run with checkpoints, which has learnt its twelve rows. Nothing in it may be changed."""
+    from tiny_runs import base_in, trained
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return trained(base_in(folder / "base"), folder / "run", save_strategy="epoch", max_length=256)

@@ -1,5 +1,6 @@
-"""Rows and jobs of tiny trainings, shared by the tests of the engine."""
+"""Rows, jobs and runs of tiny trainings, shared by the tests of the engine and of what becomes of a run."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,16 @@ import transformers
 from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import CHATML, byte_tokenizer, tiny_model
-from truetune.data.examples import IGNORED, Tokenized
+import truetune
+from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model
+from truetune.data.examples import IGNORED, Location, Tokenized
+from truetune.inference.answers import Stops
+from truetune.inference.metrics import Expected
 from truetune.listener import LogListener, StepEvent
 from truetune.model.adapter import LoraSettings
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.monitor import MetricsCallback
+from truetune.training.session import ScoredRow, ScoredRows
 from truetune.training.trl import Engine, build_engine, train
 
 TOKENIZER = byte_tokenizer(chat_template=CHATML)
@@ -32,6 +37,19 @@ def row(question: str, answer: str) -> Tokenized:
 
 ROWS = [row(f"question {number}", "answer" * (1 + number % 5)) for number in range(12)]
 C1, C2 = row("hi", "yo"), row("q", "ok!")
+
+
+def scored(
+    rows: Sequence[Tokenized], folder: Path, *, limit: int = 8, metrics: Sequence[str] = ("exact_match",)
+) -> ScoredRows:
+    """Rows of `row` as a training is to answer them."""
+    asked = []
+    for number, each in enumerate(rows, start=1):
+        learned = [place for place, label in enumerate(each.labels) if label != IGNORED]
+        answer = TOKENIZER.decode(each.input_ids[learned[0] : learned[-1]])
+        prompt = tuple(each.input_ids[: learned[0]])
+        asked.append(ScoredRow(prompt, limit, Expected(answer), TOKENIZER.decode(prompt), Location("rows", number)))
+    return ScoredRows(tuple(asked), tuple(metrics), Stops(TOKENIZER, (260,), ()), folder)
 
 
 def job(folder: Path, **changes: Any) -> TrainJob:
@@ -94,6 +112,7 @@ class Trained:
         *,
         model: Any = None,
         validation: Any = (),
+        scored: ScoredRows | None = None,
         callbacks: Sequence[Any] = (),
         **changes: Any,
     ) -> None:
@@ -107,6 +126,7 @@ class Trained:
             tokenizer=TOKENIZER,
             train=rows,
             validation=validation,
+            scored=scored,
             listener=self.heard,
             callbacks=callbacks,
         )
@@ -205,3 +225,22 @@ def architecture(name: str) -> Any:
     config = getattr(transformers, f"{name}Config")(**{**ISOLATING, **LEAKING}[name])
     kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
     return getattr(transformers, kind)(config).eval()
+
+
+def base_in(folder: Path, *, template: str | None = CHATML, **changes: Any) -> Path:
+    """A tiny Llama in a folder, with the byte tokenizer; wide enough that what it answers is no tie."""
+    tiny_model(**{"hidden_size": 64, "intermediate_size": 128, **changes}).save_pretrained(folder)
+    byte_tokenizer(chat_template=template).save_pretrained(folder)
+    return folder
+
+
+def trained(base: Path, folder: Path, **settings: Any) -> truetune.Run:
+    """A run on twelve arithmetic rows, which it learns."""
+    options = {"num_train_epochs": 20, "learning_rate": 1e-2, "precision": "fp32", "save_strategy": "no", **settings}
+    return truetune.train(model=str(base), data=arithmetic_rows(12), output_dir=folder, packing=False, **options)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

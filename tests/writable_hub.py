@@ -16,8 +16,9 @@ from hub import TOKEN, Handler, Hub, Repository, running_hub
 class WritableHub(Hub):
     """`stored` are files of LFS by their SHA-256, `received` all bytes that came in, `puts` their names' count.
 
-    `breaks_at_commit` closes the connection where a commit is to be made; `damages` is the file that is kept with
-    another content than was sent; `makes_public` has it ignore that a repository is to be private.
+    `breaks_at_commit` closes the connection where a commit is to be made, `breaks_at_upload` refuses weights;
+    `damages` is the file that is kept with another content than was sent; `makes_public` has it ignore that a
+    repository is to be private.
     """
 
     stored: dict[str, bytes] = field(default_factory=dict)
@@ -25,6 +26,7 @@ class WritableHub(Hub):
     puts: int = 0
     commits: int = 0
     breaks_at_commit: bool = False
+    breaks_at_upload: bool = False
     damages: str | None = None
     makes_public: bool = False
     role: str = "write"
@@ -65,8 +67,17 @@ class _Handler(Handler):
 
     def do_PUT(self) -> None:  # noqa: N802 - BaseHTTPRequestHandler's name
         data = self._body()
+        if self.hub.breaks_at_upload:
+            self._refuse(400, "BadRequest")
+            return
         self.hub.puts += 1
         self.hub.stored[hashlib.sha256(data).hexdigest()] = data
+        self._send(200, b"", {})
+
+    def do_DELETE(self) -> None:  # noqa: N802 - BaseHTTPRequestHandler's name
+        asked = json.loads(self._body())
+        self.hub.requests.append(f"DELETE {asked['organization']}/{asked['name']}")
+        del self.hub.repositories["models", f"{asked['organization']}/{asked['name']}"]
         self._send(200, b"", {})
 
     def do_POST(self) -> None:  # noqa: N802 - BaseHTTPRequestHandler's name

@@ -14,12 +14,12 @@ from truetune.data.examples import IGNORED, Message, Record
 from truetune.data.read import read_records
 from truetune.errors import ConfigError, DataError
 from truetune.inference import decoding
-from truetune.inference.answers import called_tools
 from truetune.inference.batch import fitting_batch_size, row_bytes
 from truetune.inference.chat import Chat
 from truetune.inference.generate import Answer, Sampling, TrainedModel, load_trained
 from truetune.inference.opened import open_trained
 from truetune.inference.prompt_format import PromptFormat
+from truetune.inference.tool_calls import called_tools, calls_in
 from truetune.model.shape import shape_of
 
 PROMPTS = ["hi", "a question", "b" * 40, "what is it?", "c" * 90, "no", "yes " * 7, "d", "e" * 23, "f f f", "g" * 61]
@@ -268,6 +268,12 @@ def test_a_call_of_a_tool_is_read_back() -> None:
     assert called_tools(said) == (CALL,)
     assert called_tools('{"name": "look", "parameters": {"at": "sky"}}') == (CALL,)
     assert called_tools("nothing to call") == called_tools('{"a": 1}') == ()
+
+
+def test_what_is_answered_and_what_is_scored_are_the_same_calls() -> None:
+    said = '[TOOL_CALLS][{"name": "look", "arguments": {"at": "sky"}}] (then I wait)'
+    assert called_tools(said) == (CALL,)
+    assert [call.name for call in calls_in(said)] == ["look"]
 
 
 # --- base and conversation ----------------------------------------------------------------------------------

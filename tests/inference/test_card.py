@@ -1,12 +1,23 @@
 """A model's card: its header as the hub reads it, and a text that tells what is known and no more."""
 
 import ast
+import json
 import re
 from dataclasses import replace
 
+import pytest
 from huggingface_hub import ModelCard
 
-from truetune.inference.card import BaseFacts, CardFacts, FileFacts, PromptFacts, model_card
+from truetune.errors import CheckpointError
+from truetune.inference.card import (
+    BaseFacts,
+    CardFacts,
+    FileFacts,
+    PromptFacts,
+    facts_document,
+    facts_of,
+    model_card,
+)
 
 KNOWN = CardFacts(
     repository="user/support-bot",
@@ -88,3 +99,24 @@ def test_no_text_breaks_out_of_its_table_or_its_block() -> None:
 
 def test_the_weights_are_told_with_their_digest() -> None:
     assert f"| adapter_model.safetensors | 1,234 | `{'f' * 64}` |" in model_card(KNOWN)
+
+
+def test_a_card_is_written_again_from_its_facts_for_another_place() -> None:
+    stored = json.loads(json.dumps(facts_document(KNOWN)))
+    assert model_card(facts_of(stored)) == model_card(KNOWN)
+    moved = model_card(replace(facts_of(stored), repository="desk"))
+    assert "# desk\n" in moved
+    assert "hf download" not in moved
+    assert "truetune generate desk --prompt" in moved
+    for damaged in ({}, {**stored, "kind": "no such"}, {**stored, "results": 5}):
+        with pytest.raises(CheckpointError, match="no facts of a card"):
+            facts_of(damaged)
+
+
+def test_an_adapter_s_gguf_is_told_to_go_over_its_base() -> None:
+    text = model_card(replace(KNOWN, kind="gguf-adapter"))
+    data = ModelCard(text).data.to_dict()
+    assert (data["base_model_relation"], data["tags"]) == ("adapter", ["truetune", "lora", "gguf"])
+    assert "library_name" not in data
+    assert "llama-server -m BASE.gguf --lora ADAPTER.gguf" in text
+    assert "from transformers" not in text

@@ -16,7 +16,7 @@ from heard import FAST, Heard
 from truetune.cli import main
 from truetune.errors import CheckpointError
 from truetune.inference.generate import load_trained
-from truetune.inference.parity import FILE, Fixture, Fixtures, as_json, read_fixtures, replay
+from truetune.inference.parity import FILE, Fixture, Fixtures, Parity, as_json, read_fixtures, replay, told
 from truetune.pipeline.verify import verify_run
 from truetune.runs.checkpoints import problems, read_manifest
 
@@ -295,3 +295,11 @@ def test_a_run_that_is_trained_anew_keeps_no_answers_of_the_earlier_one(run: Pat
     shutil.copytree(run, tmp_path / "run")
     RunDirectory(tmp_path / "run").clear()
     assert not (tmp_path / "run" / FILE).exists()
+
+
+def test_a_check_is_told_in_one_way_wherever_it_was_made() -> None:
+    found = Parity(prompts=6, equal=5, ties=1, max_abs_logit_difference=1.2e-5, first_difference=None)
+    answers = "6 of 6 answers are the same, 1 by a tie"
+    assert told(found) == f"{answers}; logits off by 1.2e-05 at most"
+    assert told(found, logits_in="float32") == f"{answers}; logits off by 1.2e-05 at most, in float32"
+    assert told(replace(found, ties=0, max_abs_logit_difference=None)) == "5 of 6 answers are the same"

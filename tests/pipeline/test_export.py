@@ -1,6 +1,5 @@
 """`truetune export` writes what other programs load, proved in llama.cpp, or nothing."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,38 +11,22 @@ from typing import Any
 import pytest
 
 import truetune
-from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model
+from conftest import CHATML, byte_tokenizer, tiny_model
+from tiny_runs import architecture, base_in, digests, trained
 from truetune.cli import main
 from truetune.inference.go_template import render_go
 from truetune.inference.ollama import as_ollama, parse_modelfile
 
 
-def base_in(folder: Path, *, template: str | None = CHATML, **changes: Any) -> Path:
-    tiny_model(**{"hidden_size": 64, "intermediate_size": 128, **changes}).save_pretrained(folder)
-    byte_tokenizer(chat_template=template).save_pretrained(folder)
-    return folder
-
-
-def trained(base: Path, folder: Path, **settings: Any) -> truetune.Run:
-    options = {"num_train_epochs": 20, "learning_rate": 1e-2, "precision": "fp32", "save_strategy": "no", **settings}
-    return truetune.train(model=str(base), data=arithmetic_rows(12), output_dir=folder, packing=False, **options)
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
-    folder = tmp_path_factory.mktemp("export")
-    return trained(base_in(folder / "base"), folder / "run", save_strategy="epoch", max_length=256)
+def run(tiny_run: truetune.Run) -> truetune.Run:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
     folder = tmp_path_factory.mktemp("export-full")
     return trained(base_in(folder / "base"), folder / "run", method="full")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -173,7 +156,26 @@ def test_the_adapter_alone_names_its_base_as_the_user_did(
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == run.config.model.name_or_path
     assert run.adapter
-    assert digests(tmp_path / "adapter") == digests(run.adapter)
+    written = digests(tmp_path / "adapter")
+    assert set(written) - set(digests(run.adapter)) == {"README.md", "card.json"}
+    assert digests(run.adapter).items() <= written.items()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    count = made["check"]["prompts"]
+    assert f"| check on its base | {count} of {count} answers are the same |" in card
+    assert str(run.config.model.name_or_path) not in card
+
+
+def test_of_a_checkpoint_the_adapter_goes_with_its_prompts_and_without_its_optimizer(
+    run: truetune.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = max(int(path.name.rpartition("-")[2]) for path in (run.directory / "checkpoints").iterdir())
+    made = exported(capsys, f"{run.directory}@{step}", "--to", "adapter", "-o", tmp_path / "adapter")
+    assert made["check"] is None
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "truetune.json", "tokenizer.json", "README.md"} <= names
+    left_out = (".pt", ".pth", "trainer_state.json", "manifest.json")
+    assert not [name for name in names if name.endswith(left_out)]
+    assert truetune.load(tmp_path / "adapter").generate("Add 3 and 4") == truetune.load(run).generate("Add 3 and 4")
 
 
 def test_the_adapter_on_another_base_is_not_exported(
@@ -282,8 +284,6 @@ def test_llama_cpps_converter_writes_the_file_where_it_is_named(
 def test_an_architecture_without_a_gguf_is_refused_before_weights_load(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_runs import architecture
-
     architecture("GPT2").save_pretrained(tmp_path / "model")
     byte_tokenizer(chat_template=CHATML).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")

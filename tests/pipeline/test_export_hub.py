@@ -263,6 +263,50 @@ def test_a_folder_of_gguf_files_goes_up_with_its_modelfile_and_nothing_else(shel
     assert set(told["sent"]) == {"README.md", "Modelfile", "model-q8_0.gguf"}
 
 
+def test_what_was_made_of_a_run_keeps_its_card_s_facts_wherever_it_is_sent_from(
+    shell: Shell, run: Path, base: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    truetune.export(run, elsewhere, to="adapter")
+    shell.export(elsewhere)
+    card = shell.hub.files("user/name")["README.md"].decode()
+    record = json.loads((run / "run.json").read_text())
+    for words in (
+        "# name\n",
+        "'user/name'",
+        "license: mit",
+        "| rows from | rows.jsonl |",
+        f"| training loss, at the end | {record['final_loss']:.4f} |",
+        record["model"]["fingerprint"],
+        "| check on its base |",
+        "| adapter_model.safetensors |",
+    ):
+        assert words in card, words
+    assert "was not at hand" not in card
+    assert "elsewhere" not in card
+    assert "card.json" not in shell.hub.files("user/name")
+    (elsewhere / "README.md").write_text("# Mine\n")
+    assert shell.export(elsewhere)["card"] == "kept"
+
+
+def test_an_upload_of_which_nothing_arrived_leaves_no_repository(shell: Shell, run: Path) -> None:
+    shell.hub.breaks_at_upload = True
+    shell.export(run)
+    assert shell.status == 1
+    assert "is removed again: nothing had arrived there" in shell.said
+    assert not shell.hub.repositories
+    shell.hub.add("user/name", {"mine.txt": "mine"}, kind="models", private=True)
+    shell.export(run)
+    assert shell.status == 1
+    assert set(shell.hub.files("user/name")) == {"mine.txt"}
+
+
+def test_a_public_repository_is_told_before_anything_is_merged(shell: Shell, run: Path, base: Path) -> None:
+    shell.hub.add("user/name", {}, kind="models")
+    assert "user/name is public" in shell.export(run, "--merged")
+    assert "merging" not in shell.said
+
+
 def test_options_of_another_kind_of_export_are_refused(shell: Shell, run: Path) -> None:
     for words, told in (
         (("--quantize", "f16"), "--quantize is not for --to hub"),

@@ -1,11 +1,11 @@
 """`truetune merge` writes the model that was trained, or nothing."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import truetune
-from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model
+from conftest import CHATML, byte_tokenizer, tiny_model
 from hub import running_hub
-from tiny_runs import architecture
+from tiny_runs import architecture, base_in, digests, trained
 from truetune.cli import main
+from truetune.inference.card import is_untouched
 from truetune.inference.parity import read_fixtures, replay
 from truetune.model import merging
 from truetune.model.adapter import load_trained_adapter
@@ -27,30 +28,13 @@ from truetune.model.source import ModelSource
 from truetune.runs.checkpoints import problems, read_manifest
 
 
-def base_in(folder: Path, **changes: Any) -> Path:
-    tiny_model(**{"hidden_size": 64, "intermediate_size": 128, **changes}).save_pretrained(folder)
-    byte_tokenizer(chat_template=CHATML).save_pretrained(folder)
-    return folder
-
-
-def trained(base: Path, folder: Path, **settings: Any) -> truetune.Run:
-    options = {"num_train_epochs": 20, "learning_rate": 1e-2, "precision": "fp32", "save_strategy": "no", **settings}
-    return truetune.train(model=str(base), data=arithmetic_rows(12), output_dir=folder, packing=False, **options)
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
-    folder = tmp_path_factory.mktemp("merge")
-    return trained(base_in(folder / "base"), folder / "run", save_strategy="epoch")
+def run(tiny_run: truetune.Run) -> truetune.Run:
+    return tiny_run
 
 
 def base_of(run: truetune.Run) -> Path:
     return Path(run.config.model.name_or_path)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def loaded(folder: Path, dtype: str = "float32") -> Any:
@@ -109,7 +93,10 @@ def test_the_merged_folder_takes_along_what_the_training_knew(run: truetune.Run,
     assert fixtures == read_fixtures(run.adapter)
     assert fixtures is not None
     assert replay(loaded(merged), fixtures).is_same
-    assert not list(merged.glob("*.md"))
+    card = (merged / "README.md").read_text()
+    assert is_untouched(card)
+    assert "| check of the merge | 6 of 6 answers are the same" in card
+    assert str(base_of(run)) not in card + (merged / "card.json").read_text()
     assert problems(merged) == []
     off, rounding = farthest(loaded(merged), read_manifest(merged)["logits"])
     assert off <= rounding
@@ -154,9 +141,9 @@ def test_a_model_that_does_not_fit_in_fp32_is_checked_in_the_dtype_that_it_is_st
     loaded(base).bfloat16().save_pretrained(base)
     asked: list[str] = []
     right = load_model
-    monkeypatch.setattr("truetune.pipeline.merge.free_memory", lambda _: 1000)
+    monkeypatch.setattr("truetune.pipeline.delivery.merge.free_memory", lambda _: 1000)
     monkeypatch.setattr(
-        "truetune.pipeline.merge.load_model",
+        "truetune.pipeline.delivery.merge.load_model",
         lambda source, options: (asked.append(options.dtype), right(source, options))[1],
     )
     merged = truetune.merge(run, tmp_path / "merged", base_model=str(base))
@@ -206,7 +193,7 @@ def test_g25_a_quantised_base_is_refused_before_weights_load_and_another_can_be_
     byte_tokenizer(chat_template=CHATML).save_pretrained(quantised)
     over_4_bits = trained(quantised, tmp_path / "run", num_train_epochs=2)
     with monkeypatch.context() as patched:
-        patched.setattr("truetune.pipeline.merge.load_model", lambda *_: pytest.fail("weights were loaded"))
+        patched.setattr("truetune.pipeline.delivery.merge.load_model", lambda *_: pytest.fail("weights were loaded"))
         for named in (None, str(quantised)):
             with pytest.raises(truetune.BackendError, match=r"quantized.*4-bit") as caught:
                 truetune.merge(over_4_bits, tmp_path / "merged", base_model=named)
@@ -291,6 +278,26 @@ def test_a_checkpoint_is_merged_and_held_against_its_own_answers(run: truetune.R
     assert recorded is not None
     assert [each.prompt_ids for each in fixtures.fixtures] == [each.prompt_ids for each in recorded.fixtures]
     assert fixtures.fixtures[0].margins != recorded.fixtures[0].margins
+
+
+def test_a_checkpoint_of_a_run_that_has_not_finished_is_merged_with_its_prompts(
+    run: truetune.Run, tmp_path: Path
+) -> None:
+    assert run.adapter is not None
+    stopped = tmp_path / "run"
+    shutil.copytree(run.directory, stopped)
+    shutil.rmtree(stopped / "adapter")
+    shutil.copytree(base_of(run), tmp_path / "moved")
+    _name_base(stopped / "config.yaml", base_of(run), tmp_path / "gone")
+    (step, *_) = sorted(int(path.name.removeprefix("checkpoint-")) for path in (stopped / "checkpoints").iterdir())
+    merged = truetune.merge(f"{stopped}@{step}", tmp_path / "merged", base_model=str(tmp_path / "moved"))
+    assert merged.check.prompts == merged.check.equal > 0
+    expected = truetune.load(run).prompt_format
+    assert replace(truetune.load(merged.path).prompt_format, base_model=expected.base_model) == expected
+
+
+def _name_base(config: Path, now: Path, then: Path) -> None:
+    config.write_text(config.read_text().replace(str(now), str(then)))
 
 
 def test_an_adapter_of_peft_s_own_is_merged_and_its_prompts_are_said_to_be_unknown(
@@ -411,6 +418,6 @@ def test_a_full_disk_is_told_before_weights_load(
     run: truetune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    monkeypatch.setattr("truetune.pipeline.merge.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("truetune.pipeline.delivery.merge.load_model", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(truetune.CheckpointError, match="free on its disk"):
         truetune.merge(run, tmp_path / "merged")

@@ -5,8 +5,9 @@ from contextlib import closing
 
 
 def merge(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
-    from truetune.pipeline.merge import merge_run
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
+    from truetune.pipeline.delivery.merge import merge_run
 
     with closing(ConsoleListener()) as listener:
         merged = merge_run(
@@ -34,9 +35,10 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.inference.hub import HubTarget
-    from truetune.pipeline.publish import Publication, publish
+    from truetune.pipeline.delivery.publish import Publication, publish
 
     asked = Publication(
         merged=options.merged,
@@ -58,23 +60,41 @@ def _require_fitting(options: argparse.Namespace) -> None:
     """ConfigError for an option of another kind of export than the one that is asked for."""
     from truetune.errors import ConfigError
 
-    of_files = {
+    given = {
+        **vars(options),
         "quantize": options.quantize != "auto",
-        "llama_cpp": options.llama_cpp,
         "overwrite": options.overwrite,
         "require_check": options.check == "require",
         "no_check": options.check == "skip",
     }
-    of_hub = {name: getattr(options, name) for name in ("public", "revision", "merged", "base_name", "license")}
-    for name, is_given in (of_files if options.to == "hub" else of_hub).items():
-        if is_given:
+    for name, targets in _FITS.items():
+        if options.to not in targets and given[name]:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} is not for --to {options.to}", hint="see truetune export --help")
+            raise ConfigError(
+                f"{option} is not for --to {options.to}", hint=f"it is for --to {', '.join(sorted(targets))}"
+            )
+
+
+_LLAMA_CPP = frozenset({"gguf", "ollama", "gguf-adapter"})
+_HERE = _LLAMA_CPP | {"adapter", "vllm"}
+_HUB = frozenset({"hub"})
+_FITS = {
+    "quantize": _LLAMA_CPP,
+    "llama_cpp": _LLAMA_CPP - {"gguf-adapter"},
+    "overwrite": _HERE,
+    "require_check": _HERE,
+    "no_check": _HERE,
+    "with_base": frozenset({"gguf-adapter"}),
+    "adapter": frozenset({"vllm"}),
+    **dict.fromkeys(("public", "revision", "merged", "base_name", "license"), _HUB),
+}
+"""The kinds of export that each option is for."""
 
 
 def _export(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
-    from truetune.pipeline.export import ExportSettings, export_run
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
+    from truetune.pipeline.delivery.export import ExportSettings, export_run
 
     settings = ExportSettings(
         to=options.to,
@@ -84,6 +104,8 @@ def _export(options: argparse.Namespace) -> None:
         llama_cpp=options.llama_cpp,
         device=options.device,
         overwrite=options.overwrite,
+        keeps_adapter=options.adapter,
+        with_base=options.with_base,
     )
     with closing(ConsoleListener()) as listener:
         exported = export_run(options.run_directory, options.output, settings, listener=listener)

@@ -1,12 +1,10 @@
-"""What a model said: where its answer ends, how it reads, and which tools it calls."""
+"""What a model said: where its answer ends, and how it reads."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from truetune.data.calls import calls_of_text, split_calls
-from truetune.data.rules import RowError
 from truetune.data.templates import Template
 
 StopReason = Literal["stop", "length", "context"]
@@ -91,12 +89,3 @@ def stops_of(template: Template, also: Sequence[str] = ()) -> Stops:
 
 def _is_control(text: str, template: Template) -> bool:
     return template.control_tokens.fullmatch(text) is not None
-
-
-def called_tools(text: str) -> tuple[Mapping[str, Any], ...]:
-    """The calls that an answer ends with (<tool_call> blocks), or is: a JSON object or list of them."""
-    try:
-        found = split_calls(text, "answer")
-        return tuple(found[1] if found else calls_of_text(text.strip(), "answer") or ())
-    except RowError:
-        return ()

@@ -1,7 +1,7 @@
-"""How sure a difference is: the rows drawn again, many times, both models on the same ones (Efron 1979).
+"""How sure a difference is: rows, or blocks of a series, drawn again, many times (Efron 1979).
 
-Paired, since both answer the same rows: Koehn, "Statistical Significance Tests for Machine Translation Evaluation",
-EMNLP 2004.
+Rows in pairs, since both models answer the same ones: Koehn, "Statistical Significance Tests for Machine Translation
+Evaluation", EMNLP 2004.
 """
 
 from collections.abc import Callable
@@ -74,3 +74,31 @@ def _interval(
     outside = 50 * (1 - _CONFIDENCE)
     low, high = np.nanpercentile(differences, [outside, 100 - outside])
     return float(low), float(high)
+
+
+def series_difference(
+    one: NDArray[np.float64], other: NDArray[np.float64], *, is_paired: bool, seed: int = _SEED
+) -> tuple[float, tuple[float, float]]:
+    """The mean of a series less that of another, with its 95 % interval, where neighbours may depend on each other.
+
+    Blocks are drawn again instead of values: circular ones (Politis and Romano 1992), as long as the cube root of the
+    series. Of `is_paired` series, as long as each other, the differences are drawn.
+    """
+    generator = np.random.default_rng(seed)
+    if is_paired:
+        drawn = _means_of_blocks(one - other, generator)
+    else:
+        drawn = _means_of_blocks(one, generator) - _means_of_blocks(other, generator)
+    outside = 50 * (1 - _CONFIDENCE)
+    low, high = np.percentile(drawn, [outside, 100 - outside])
+    return float(one.mean() - other.mean()), (float(low), float(high))
+
+
+def _means_of_blocks(series: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """The mean of each resample: (resamples,)."""
+    count = len(series)
+    length = max(1, round(count ** (1 / 3)))
+    starts = generator.integers(count, size=(RESAMPLES, -(-count // length), 1))
+    places = ((starts + np.arange(length)) % count).reshape(RESAMPLES, -1)[:, :count]
+    means: NDArray[np.float64] = series[places].mean(axis=1)
+    return means

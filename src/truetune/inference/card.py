@@ -3,10 +3,12 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["adapter", "model", "merged", "gguf"]
+from truetune.errors import CheckpointError, first_line
+
+Kind = Literal["adapter", "model", "merged", "gguf", "gguf-adapter"]
 Rows = Mapping[str, str | None]
 """A table of two columns. None is told as not known."""
 
@@ -16,6 +18,7 @@ _KINDS: Mapping[Kind, str] = {
     "model": "A model, fine-tuned from",
     "merged": "A LoRA adapter merged into",
     "gguf": "A model in GGUF, fine-tuned from",
+    "gguf-adapter": "A LoRA adapter in GGUF for",
 }
 
 
@@ -80,6 +83,21 @@ class CardFacts:
     limits: Sequence[str] = ()
 
 
+def facts_document(facts: CardFacts) -> dict[str, Any]:
+    """The facts as a JSON file holds them."""
+    return asdict(facts)
+
+
+def facts_of(document: Mapping[str, Any]) -> CardFacts:
+    """The facts that `facts_document` made this of. CheckpointError for anything else."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(CardFacts).validate_python(document)
+    except ValidationError as error:
+        raise CheckpointError(f"these are no facts of a card: {first_line(error)}") from error
+
+
 def model_card(facts: CardFacts) -> str:
     """The card's text: a YAML header as the hub reads it, then Markdown."""
     sections = (
@@ -99,14 +117,14 @@ def model_card(facts: CardFacts) -> str:
 def _header(facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
-    adapter = facts.kind == "adapter"
+    adapter, gguf = "adapter" in facts.kind, "gguf" in facts.kind
     data = ModelCardData(
         base_model=facts.base and facts.base.hub_id,
         datasets=list(facts.datasets) or None,
-        library_name={"adapter": "peft", "gguf": None}.get(facts.kind, "transformers"),
+        library_name=None if gguf else "peft" if adapter else "transformers",
         license=facts.license,
         pipeline_tag="text-generation",
-        tags=["truetune", *(["lora"] if adapter else []), *(["gguf"] if facts.kind == "gguf" else [])],
+        tags=["truetune", *(["lora"] if adapter else []), *(["gguf"] if gguf else [])],
         # The hub takes a model with a base for its fine-tune, where nothing is said.
         **({"base_model_relation": "adapter" if adapter else "finetune"} if facts.base and facts.base.hub_id else {}),
     )
@@ -171,14 +189,22 @@ def _use(facts: CardFacts) -> Iterator[str]:
         yield _prompt_words(prompt)
         if prompt.example:
             yield f"A prompt as the model read it:\n\n{_fenced(prompt.example)}"
-    if facts.kind == "gguf":
-        yield "It runs in llama.cpp, and in whatever is built on it."
+    if "gguf" in facts.kind:
+        yield _in_llama_cpp(facts.kind)
         return
     yield _fenced(_code_for(facts), "python")
     if prompt is not None:
         yield "Or with truetune, which puts prompts as training did:\n\n" + _fenced(
             _commands(facts.repository), "bash"
         )
+
+
+def _in_llama_cpp(kind: Kind) -> str:
+    if kind == "gguf":
+        return "It runs in llama.cpp, and in whatever is built on it."
+    return "llama.cpp puts it over a GGUF of the base:\n\n" + _fenced(
+        "llama-server -m BASE.gguf --lora ADAPTER.gguf", "bash"
+    )
 
 
 def _prompt_words(prompt: PromptFacts) -> str:
@@ -238,10 +264,8 @@ def _prompting(prompt: PromptFacts | None) -> list[str]:
 
 def _commands(repository: str) -> str:
     folder = repository.rpartition("/")[2]
-    return (
-        f"hf download {repository} --local-dir {folder}\n"
-        f'truetune generate {folder} --prompt "What is the capital of France?"'
-    )
+    fetch = f"hf download {repository} --local-dir {folder}\n" if "/" in repository else ""
+    return fetch + f'truetune generate {folder} --prompt "What is the capital of France?"'
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from truetune.errors import BackendError, ConfigError
 from truetune.inference.quantization import Quantization
 
-_PROGRAM = "convert_hf_to_gguf.py"
+PROGRAM = "convert_hf_to_gguf.py"
 _TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -17,9 +17,9 @@ def find_converter(folder: str | None) -> Path | None:
     named = folder or os.environ.get("LLAMA_CPP")
     if not named:
         return None
-    program = Path(named) / _PROGRAM
+    program = Path(named) / PROGRAM
     if not program.is_file():
-        raise ConfigError(f"{named} holds no {_PROGRAM}", hint="name the folder of llama.cpp's source")
+        raise ConfigError(f"{named} holds no {PROGRAM}", hint="name the folder of llama.cpp's source")
     return program
 
 

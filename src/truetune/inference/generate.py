@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from truetune.data.examples import Conversation, Example, Message
 from truetune.data.templates import Template
 from truetune.errors import CheckpointError, DataError
-from truetune.inference.answers import Answer, StopReason, Stops, called_tools, stops_of
+from truetune.inference.answers import Answer, StopReason, Stops, stops_of
 from truetune.inference.batch import BatchSize, choose_batch_size, sorted_windows
 from truetune.inference.opened import Opened, open_trained
 from truetune.inference.prompt_format import PromptFormat
 from truetune.inference.prompts import Prompts
 from truetune.inference.sampling import Sampling
+from truetune.inference.tool_calls import called_tools
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
 

@@ -198,13 +198,14 @@ def _tensors(model: GgufModel, quantization: Quantization) -> Iterator[_Tensor]:
             raise BackendError(f"the GGUF of a {model.architecture.name} has no place for {source}", hint=_NO_WAY)
         stored = quantization.stored(name, shape, layers=model.layers, is_tied=is_tied)
         offset = model.architecture.norm_offset if source.endswith("norm.weight") else 0.0
-        yield _Tensor(name, shape, stored, source, file, _heads(model, source), offset)
+        yield _Tensor(name, shape, stored, source, file, heads_of(model, source), offset)
     if model.rope.get("rope_type") == "llama3":
         made = _rope_factors(model)
         yield _Tensor("rope_freqs.weight", made.shape, "F32", "rope_freqs", None, made=made)
 
 
-def _heads(model: GgufModel, source: str) -> int:
+def heads_of(model: GgufModel, source: str) -> int:
+    """The heads whose rows llama.cpp wants side by side, of the weight or bias of that name; 0 where it does not."""
     if not model.architecture.interleaves:
         return 0
     if re.search(r"\.q_proj\.(weight|bias)$", source):

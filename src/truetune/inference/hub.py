@@ -2,15 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from truetune.errors import BackendError, ConfigError, first_line
+from truetune.errors import BackendError, ConfigError, TruetuneError, first_line
 from truetune.listener import Listener
 from truetune.runs.checkpoints import sha256
 from truetune.runs.directory import public
@@ -92,8 +92,26 @@ def require_login(target: HubTarget) -> None:
         )
 
 
-def open_repository(target: HubTarget, listener: Listener) -> bool:
-    """Makes the repository and its branch where they are missing; True if it is private, as asked.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A repository that can be written to; `is_new` where it was made for this upload."""
+
+    is_private: bool
+    is_new: bool
+
+
+def require_place(target: HubTarget) -> None:
+    """BackendError where a repository that was to be private is there, and public. Makes nothing."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    with _explained(target.repository):
+        if hub.repo_exists(target.repository):
+            _require_private(target, is_private=bool(hub.model_info(target.repository).private))
+
+
+def open_repository(target: HubTarget, listener: Listener) -> Opened:
+    """Makes the repository and its branch where they are missing.
 
     BackendError before anything is sent where a repository that was to be private is public.
     """
@@ -101,18 +119,58 @@ def open_repository(target: HubTarget, listener: Listener) -> bool:
 
     hub = HfApi()
     with _explained(target.repository):
-        hub.create_repo(target.repository, private=not target.is_public, exist_ok=True)
-        is_private = bool(hub.model_info(target.repository).private)
-        if not target.is_public and not is_private:
-            raise BackendError(
-                f"{target.repository} is public: what is sent there, everybody can read",
-                hint="allow it with --public, or name another repository",
-            )
+        is_new = _is_made(hub, target)
+        opened = Opened(bool(hub.model_info(target.repository).private), is_new)
+    with undone(target, opened, listener), _explained(target.repository):
+        _require_private(target, is_private=opened.is_private)
         if target.revision != "main":
             hub.create_branch(target.repository, branch=target.revision, exist_ok=True)
-    if target.is_public and is_private:
+    if target.is_public and opened.is_private:
         listener.warn(f"{target.repository} was there, and stays private: make it public on its page")
-    return is_private
+    return opened
+
+
+def _is_made(hub: Any, target: HubTarget) -> bool:
+    """True if the repository was made now; False where it was there."""
+    from huggingface_hub import errors
+
+    try:
+        hub.create_repo(target.repository, private=not target.is_public)
+    except errors.HfHubHTTPError:  # There already, or refused: the second call tells which.
+        hub.create_repo(target.repository, private=not target.is_public, exist_ok=True)
+        return False
+    return True
+
+
+def _require_private(target: HubTarget, *, is_private: bool) -> None:
+    if not target.is_public and not is_private:
+        raise BackendError(
+            f"{target.repository} is public: what is sent there, everybody can read",
+            hint="allow it with --public, or name another repository",
+        )
+
+
+@contextmanager
+def undone(target: HubTarget, opened: Opened, listener: Listener) -> Iterator[None]:
+    """Where what is done in here, before any commit, fails, a repository that was made for it is removed."""
+    try:
+        yield
+    except TruetuneError:
+        if opened.is_new:
+            _remove(target, listener)
+        raise
+
+
+def _remove(target: HubTarget, listener: Listener) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        with _explained(target.repository):
+            HfApi().delete_repo(target.repository)
+    except BackendError as error:
+        listener.warn(f"{target.repository} was made, is empty, and could not be removed: {error.message}")
+    else:
+        listener.say(f"{target.repository} was made for this, and is removed again: nothing had arrived there")
 
 
 def read_card(target: HubTarget) -> str | None:
@@ -135,14 +193,16 @@ def license_of(model: str, revision: str | None = None) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def upload(files: Mapping[str, Content], target: HubTarget, *, is_private: bool, listener: Listener) -> Uploaded:
+def upload(files: Mapping[str, Content], target: HubTarget, *, opened: Opened, listener: Listener) -> Uploaded:
     """Sends the files that are not there as they are, in one commit, and reads all of them back.
 
-    Broken off, it can be called again: weights that had arrived are not sent again. BackendError if the hub refuses,
-    cannot be reached, or holds something else afterwards.
+    Broken off, it can be called again: weights that had arrived are not sent again. A repository that was made for
+    it is removed where none had. BackendError if the hub refuses, cannot be reached, or holds something else
+    afterwards.
     """
     wanted = {name: _Digest(content) for name, content in files.items()}
-    there = _listed(target, target.revision)
+    with undone(target, opened, listener):
+        there = _listed(target, target.revision)
     missing = [name for name, digest in wanted.items() if not digest.is_of(there.get(name))]
     size = sum(wanted[name].size for name in missing)
     listener.say(
@@ -150,14 +210,14 @@ def upload(files: Mapping[str, Content], target: HubTarget, *, is_private: bool,
         + (f", branch {target.revision}" if target.revision != "main" else "")
         + (f"; {len(files) - len(missing)} are there already" if len(missing) < len(files) else "")
     )
-    commit = _commit({name: files[name] for name in missing}, target, listener)
+    commit = _commit({name: files[name] for name in missing}, target, opened, listener)
     found = _listed(target, commit)
     _verify(files, wanted, found, commit, target)
     listener.say(f"read back: all {len(files)} files on the hub are the ones here, by size and hash")
     return Uploaded(
         url=_url(target),
         commit=commit,
-        is_private=is_private,
+        is_private=opened.is_private,
         sent=tuple(missing),
         skipped=tuple(name for name in files if name not in missing),
         others=tuple(sorted(found.keys() - files.keys() - _HUBS_OWN)),
@@ -212,26 +272,35 @@ def _listed(target: HubTarget, revision: str) -> dict[str, Any]:
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _commit(files: Mapping[str, Content], target: HubTarget, listener: Listener) -> str:
+def _commit(files: Mapping[str, Content], target: HubTarget, opened: Opened, listener: Listener) -> str:
     """The commit after the files were sent; the newest where none is. `upload_folder` would make several.
 
     Weights go first, file by file, so that each is told, and not sent again if what follows breaks off.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    hub = HfApi()
+    if not files:
+        with _explained(target.repository):
+            return str(HfApi().model_info(target.repository, revision=target.revision).sha)
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    _send_weights(additions, target, opened, listener)
     with _explained(target.repository):
-        if not files:
-            return str(hub.model_info(target.repository, revision=target.revision).sha)
-        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-        weights = [each for each in additions if each.path_in_repo.endswith(_WEIGHTS)]
-        for done, each in enumerate(weights, start=1):
-            hub.preupload_lfs_files(target.repository, [each], revision=target.revision, free_memory=False)
-            listener.progress("files of weights sent", done, len(weights))
-        made = hub.create_commit(
+        made = HfApi().create_commit(
             target.repository, additions, commit_message="Upload with truetune", revision=target.revision
         )
         return str(made.oid)
+
+
+def _send_weights(additions: Sequence[Any], target: HubTarget, opened: Opened, listener: Listener) -> None:
+    """Sends the files of weights, one after the other. What has arrived stays, for the next time."""
+    from huggingface_hub import HfApi
+
+    weights = [each for each in additions if each.path_in_repo.endswith(_WEIGHTS)]
+    for done, each in enumerate(weights, start=1):
+        there = opened if done == 1 else replace(opened, is_new=False)
+        with undone(target, there, listener), _explained(target.repository):
+            HfApi().preupload_lfs_files(target.repository, [each], revision=target.revision, free_memory=False)
+        listener.progress("files of weights sent", done, len(weights))
 
 
 def _verify(

@@ -14,7 +14,7 @@ from typing import IO, Any
 from truetune.environment import usable_threads
 from truetune.errors import BackendError
 from truetune.inference.gguf_tokenizer import PROBES
-from truetune.inference.parity import Fixture
+from truetune.inference.parity import Fixture, told_answers
 from truetune.listener import Listener
 
 _PROGRAM = "from truetune.inference.llama_cpp_child import main; main()"
@@ -62,6 +62,11 @@ class LlamaCppCheck:
     def is_same(self) -> bool:
         return self.equal + self.ties == self.prompts
 
+    def told(self) -> str:
+        """In a line, for people."""
+        rate = f"{self.tokens_equal_rate:.0%} of the tokens are the same choice"
+        return f"{told_answers(self, where=' in llama.cpp')}; {rate}"
+
     def as_json(self) -> dict[str, Any]:
         """As `truetune export --json` prints it."""
         return {
@@ -91,11 +96,15 @@ def texts_of(tokenizer: Any, fixtures: Sequence[Fixture]) -> tuple[tuple[str, tu
     return tuple((text, tuple(backend.encode(text, add_special_tokens=False).ids)) for text in texts)
 
 
-def ask(gguf: Path, asked: Asked, *, is_tie: IsTie, listener: Listener) -> LlamaCppCheck:
-    """Loads the file in llama.cpp, in a process of its own, and compares. BackendError if that fails or crashes."""
+def ask(gguf: Path, asked: Asked, *, is_tie: IsTie, listener: Listener, adapter: Path | None = None) -> LlamaCppCheck:
+    """Loads the file in llama.cpp, in a process of its own, and compares. BackendError if that fails or crashes.
+
+    `adapter` is the GGUF of a LoRA that is put over it.
+    """
     longest = max((len(each.prompt_ids) + len(each.answer_ids) for each in asked.fixtures), default=0)
     request = {
         "model": str(gguf),
+        "adapter": None if adapter is None else str(adapter),
         "context": longest + 8,
         "threads": usable_threads(),
         "texts": [text for text, _ in asked.texts],
@@ -214,7 +223,7 @@ def _failed(process: "subprocess.Popen[bytes]", printed: IO[bytes]) -> BackendEr
     status = process.wait()
     printed.seek(0)
     lines = [line.strip() for line in printed.read().decode(errors="replace").splitlines() if line.strip()]
-    reasons = [line for line in lines if "error" in line.lower()] or lines[-1:]
+    reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
     how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
     return BackendError(
         f"llama.cpp could not use the file ({how}): {reasons[0] if reasons else 'it said nothing'}",

@@ -50,6 +50,8 @@ def _server(asked: Mapping[str, Any]) -> tuple[Any, Callable[[str, Any], Any]]:
 
     params = llama.CommonParams()
     params.model.path = asked["model"]
+    if asked["adapter"]:
+        params.lora_adapters = [llama.CommonAdapterLoraInfo(asked["adapter"], 1.0)]
     params.n_ctx, params.n_parallel, params.port = asked["context"], 1, 0
     params.cpuparams.n_threads = asked["threads"]
     params.warmup, params.ui, params.n_gpu_layers = False, False, 0

@@ -1,6 +1,5 @@
 """What a command's RUN stands for, known before any weights load: its folder, tokenizer, prompts and base."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,13 @@ from typing import Any, Literal
 
 from truetune.data.templates import Template
 from truetune.errors import BackendError, CheckpointError
-from truetune.inference.prompt_format import FILE, PromptFormat, base_prompt_format, find_prompt_format
+from truetune.inference.prompt_format import (
+    FILE,
+    PromptFormat,
+    base_prompt_format,
+    find_prompt_format,
+    recorded_base,
+)
 from truetune.inference.prompts import Prompts
 from truetune.listener import Listener, LogListener
 from truetune.model.adapter import load_trained_adapter
@@ -82,9 +87,9 @@ def open_trained(path: str | Path, *, base_model: str | None = None, listener: L
     folder = weights_folder(path)
     source = ModelSource(str(folder), str(folder))
     is_adapter = (folder / "adapter_config.json").is_file()
-    found = find_prompt_format(folder)
+    found = find_prompt_format(folder, base_model=base_model)
     if found is None:
-        base = resolve_model(base_model or _named_base(folder)) if is_adapter else source
+        base = _foreign_base(folder, base_model) if is_adapter else source
         return _without_format(source, base, listener or LogListener(), is_adapter=is_adapter, named=base_model)
     tokenizer = load_tokenizer(source)
     return Opened(source, is_adapter, found, tokenizer, found.load(tokenizer), base_model)
@@ -111,11 +116,12 @@ def _without_format(
     return Opened(source, is_adapter, prompts, tokenizer, prompts.load(tokenizer), named)
 
 
-def _named_base(adapter: Path) -> str:
-    try:
-        return str(json.loads((adapter / "adapter_config.json").read_bytes())["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{adapter}/adapter_config.json names no base model", hint=_NAME_IT) from error
+def _foreign_base(adapter: Path, named: str | None) -> ModelSource:
+    """The base of an adapter whose prompts are not known."""
+    name, revision = (named, None) if named else recorded_base(adapter, None)
+    if not name:
+        raise CheckpointError(f"{adapter}/adapter_config.json names no base model", hint=_NAME_IT)
+    return resolve_model(name, revision=revision)
 
 
 _NAME_IT = "where the base is elsewhere now, name it with --base (base_model= in Python)"

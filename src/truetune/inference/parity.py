@@ -2,13 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from truetune.errors import CheckpointError
 from truetune.model.fixtures import FILE, Fixture, Fixtures, read_file
 from truetune.model.greedy import answer_logits
 
-__all__ = ["FILE", "Fixture", "Fixtures", "Parity", "as_json", "read_fixtures", "replay", "rounding"]
+__all__ = [
+    "FILE",
+    "Fixture",
+    "Fixtures",
+    "Parity",
+    "as_json",
+    "read_fixtures",
+    "replay",
+    "rounding",
+    "told",
+    "told_answers",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,31 @@ def as_json(parity: Parity) -> dict[str, Any]:
         "ties": parity.ties,
         "max_abs_logit_difference": parity.max_abs_logit_difference,
     }
+
+
+class Counted(Protocol):
+    """What a check counted: see Parity."""
+
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def equal(self) -> int: ...
+    @property
+    def ties(self) -> int: ...
+
+
+def told_answers(found: Counted, *, where: str = "") -> str:
+    """How many answers are the same, for people: `where` says in which program."""
+    ties = f", {found.ties} by a tie" if found.ties else ""
+    return f"{found.equal + found.ties} of {found.prompts} answers are the same{where}{ties}"
+
+
+def told(parity: Parity, *, logits_in: str | None = None) -> str:
+    """A check in a line, for people; `logits_in` is the dtype that logits were compared in, where they were."""
+    off = parity.max_abs_logit_difference
+    dtype = f", in {logits_in}" if logits_in else ""
+    farthest = "" if off is None else f"; logits off by {off:.2g} at most{dtype}"
+    return f"{told_answers(parity)}{farthest}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from truetune.config.load import load_config
 from truetune.data.templates import Template, load_template
-from truetune.errors import CheckpointError
+from truetune.errors import CheckpointError, TruetuneError
 from truetune.model.source import resolve_model
 from truetune.model.tokenizer import load_tokenizer
 from truetune.runs.directory import RunDirectory
@@ -60,15 +61,36 @@ def read_prompt_format(folder: Path) -> PromptFormat:
         ) from error
 
 
-def find_prompt_format(folder: Path) -> PromptFormat | None:
-    """The format beside these weights, or that of the run they are a checkpoint of; None for foreign weights."""
+def find_prompt_format(folder: Path, *, base_model: str | None = None) -> PromptFormat | None:
+    """The format beside these weights, or that of the run they are a checkpoint of; None for foreign weights.
+
+    `base_model` is where the base is now, whose tokenizer tells the format of a run that has not finished.
+    """
     if (folder / FILE).exists():
         return read_prompt_format(folder)
     run = run_of(folder)
     if run is None:
         return None
     saved = next((each for each in (run.adapter, run.model) if (each / FILE).exists()), None)
-    return _format_of(run) if saved is None else read_prompt_format(saved)
+    return _format_of(run, base_model) if saved is None else read_prompt_format(saved)
+
+
+def recorded_base(folder: Path, known: PromptFormat | None) -> tuple[str, str | None]:
+    """The name of an adapter's base, which may be a path, and its revision; an empty name where nothing tells it.
+
+    By the training's format, else by the config of its run, else by PEFT's own settings.
+    """
+    if known is not None:
+        return known.base_model, known.revision
+    run = run_of(folder)
+    with suppress(TruetuneError):
+        if run is not None and run.config.is_file():
+            model = load_config(run.config).config.model
+            return model.name_or_path, model.revision
+    with suppress(OSError, ValueError):
+        settings = json.loads((folder / "adapter_config.json").read_bytes())
+        return str(settings.get("base_model_name_or_path") or ""), settings.get("revision")
+    return "", None
 
 
 def base_prompt_format(tokenizer: Any, *, base_model: str, revision: str | None) -> PromptFormat:
@@ -78,13 +100,14 @@ def base_prompt_format(tokenizer: Any, *, base_model: str, revision: str | None)
     return PromptFormat("text", "auto", base_model, revision)
 
 
-def _format_of(run: RunDirectory) -> PromptFormat | None:
+def _format_of(run: RunDirectory, base_model: str | None) -> PromptFormat | None:
     """The format of a run that has not finished, from its config and its rows' count; None without them."""
     if not (run.config.is_file() and run.data_report.is_file()):
         return None
     config = load_config(run.config).config
     model, data = config.model, config.data
     formats = json.loads(run.data_report.read_bytes())["stats"]["formats"]
-    tokenizer = load_tokenizer(resolve_model(model.name_or_path, revision=model.revision))
+    source = resolve_model(base_model) if base_model else resolve_model(model.name_or_path, revision=model.revision)
+    tokenizer = load_tokenizer(source)
     template = load_template(tokenizer, template=data.template, thinking=data.thinking, adapts_roles=data.adapt_roles)
     return prompt_format(template, formats, base_model=model.name_or_path, revision=model.revision)

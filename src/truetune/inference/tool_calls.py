@@ -27,9 +27,14 @@ def calls_of_turn(calls: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
     return tuple(Call(call["function"]["name"], call["function"].get("arguments") or {}) for call in calls)
 
 
+def called_tools(text: str) -> tuple[Mapping[str, Any], ...]:
+    """The calls that an answer holds as JSON, in OpenAI's form: alone or in lists, whatever markup is around them."""
+    return tuple(call for piece in _json_pieces(text) for call in _calls(piece))
+
+
 def calls_in(text: str) -> tuple[Call, ...]:
-    """The calls that a text holds as JSON, alone or in a list, whatever template wrote markup around them."""
-    return tuple(call for piece in _json_pieces(text) for call in calls_of_turn(_calls(piece)))
+    """The same calls, to compare them."""
+    return calls_of_turn(called_tools(text))
 
 
 def _calls(piece: str) -> list[dict[str, Any]]:

@@ -51,6 +51,19 @@ def problems(folder: Path) -> list[str]:
     return [f"{name} {problem}" for name, entry in files.items() if (problem := _problem(folder, name, entry))]
 
 
+def require_as_written(folder: Path) -> None:
+    """CheckpointError for a folder whose files are not those of its manifest; a card (README.md) may be edited.
+
+    A folder without a manifest is taken as it is.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    changed = [problem for problem in problems(folder) if not problem.startswith("README.md ")]
+    if changed:
+        hint = "take it from a backup, or make it anew"
+        raise CheckpointError(f"{folder} is not what was written: {changed[0]}", hint=hint)
+
+
 def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
     path = folder / name
     if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):

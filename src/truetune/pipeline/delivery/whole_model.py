@@ -1,19 +1,19 @@
-"""A whole model's folder on its way out: its prompts, stops and template, and what its own choices are worth."""
+"""A model on its way out: its prompts, stops and template, and what its own choices are worth."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from truetune.data.templates import Template
 from truetune.errors import CheckpointError
 from truetune.inference.gguf import GgufModel
 from truetune.inference.gguf_tokenizer import Vocabulary
 from truetune.inference.ollama import PROMPT_ALONE, go_template
 from truetune.inference.parity import Fixture, Fixtures, replay, rounding
-from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
-from truetune.inference.prompt_format import PromptFormat, read_prompt_format
+from truetune.inference.prompt_format import find_prompt_format
 from truetune.inference.quantization import Quantization
+from truetune.listener import Listener
+from truetune.model.adapter import load_trained_adapter
 from truetune.model.fixtures import FixedPrompt, record
 from truetune.model.greedy import answer_logits
 from truetune.model.load import ModelOptions, load_model, read_config
@@ -25,17 +25,17 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class WholeModel:
-    """A whole model's folder, with what its training knew about prompts and stops."""
+    """A whole model's folder, with what its training knew about prompts and stops.
 
-    def __init__(self, folder: Path, title: str) -> None:
-        self.folder, self.title = folder, title
+    With an `adapter` the folder is its base, and tokenizer, prompts and answers are the adapter's.
+    """
+
+    def __init__(self, folder: Path, title: str, *, adapter: Path | None = None) -> None:
+        self.folder, self.title, self.adapter = folder, title, adapter
         self.config = read_config(ModelSource(str(folder), str(folder)))
-        self.tokenizer = load_tokenizer(ModelSource(str(folder), str(folder)))
-        self.format: PromptFormat | None = None
-        self.template: Template | None = None
-        if (folder / PROMPT_FORMAT).is_file():
-            self.format = read_prompt_format(folder)
-            self.template = self.format.load(self.tokenizer)
+        self.tokenizer = _tokenizer(adapter or folder, folder)
+        self.format = find_prompt_format(adapter or folder, base_model=str(folder) if adapter else None)
+        self.template = self.format.load(self.tokenizer) if self.format else None
 
     @property
     def dtype(self) -> str:
@@ -86,9 +86,18 @@ class WholeModel:
             min(window or config.max_position_embeddings, config.max_position_embeddings),
         )
 
+    def tell_context(self, listener: Listener) -> None:
+        """Warns where the GGUF is told a shorter context than the model has."""
+        if self.exported.context_length != self.config.max_position_embeddings:
+            listener.warn(
+                f"llama.cpp has no sliding window for this architecture: its context is told to be "
+                f"{self.exported.context_length:,} tokens, up to which it makes no difference"
+            )
+
     @cached_property
     def loaded(self) -> Any:
-        return load_model(ModelSource(str(self.folder), str(self.folder)), ModelOptions("float32", "cpu"))
+        model = load_model(ModelSource(str(self.folder), str(self.folder)), ModelOptions("float32", "cpu"))
+        return load_trained_adapter(model, self.adapter) if self.adapter else model
 
     def prompts(self) -> list[FixedPrompt]:
         if self.template and self.format and (ours := own_prompts(self.template, self.format.row_format)):
@@ -108,12 +117,18 @@ class WholeModel:
         return go_template(renderer(self.tokenizer), bos=self.bos if self.adds_bos else "")
 
 
+def _tokenizer(*folders: Path) -> Any:
+    """The tokenizer of the first folder that has one."""
+    holder = next((each for each in folders if (each / "tokenizer_config.json").is_file()), folders[-1])
+    return load_tokenizer(ModelSource(str(holder), str(holder)))
+
+
 def answered(model: WholeModel) -> Fixtures:
     """What the model answers now to a few prompts. CheckpointError for logits that are no numbers."""
     try:
         return record(model.loaded, model.prompts(), stop_token_ids=model.stop_token_ids)
     except ValueError as error:
-        raise CheckpointError(f"{model.folder} is no sound model: {error}") from error
+        raise CheckpointError(f"{model.adapter or model.folder} is no sound model: {error}") from error
 
 
 class Judge:

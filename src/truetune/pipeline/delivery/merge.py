@@ -9,9 +9,9 @@ from typing import Any, Literal
 from truetune.errors import BackendError, CheckpointError, ConfigError, TruetuneError
 from truetune.files import free_bytes, named_refusals, require_place, write_json
 from truetune.inference.parity import FILE as PARITY
-from truetune.inference.parity import Fixtures, Parity, as_json, read_fixtures, replay
+from truetune.inference.parity import Fixtures, Parity, as_json, read_fixtures, replay, told
 from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
-from truetune.inference.prompt_format import PromptFormat
+from truetune.inference.prompt_format import PromptFormat, find_prompt_format
 from truetune.inference.reference import Reference, asked_again, compare, reference_of
 from truetune.listener import Listener, LogListener
 from truetune.model.adapter import load_trained_adapter
@@ -32,7 +32,9 @@ from truetune.model.probe import likeliest
 from truetune.model.source import ModelSource, weight_bytes
 from truetune.model.stored import fetched
 from truetune.model.tokenizer import load_tokenizer
-from truetune.pipeline.adapter_base import base_of, known_format, was_trained_quantised
+from truetune.pipeline.delivery.adapter_base import base_of, was_trained_quantised
+from truetune.pipeline.delivery.exported import name_of
+from truetune.pipeline.delivery.local_card import write_card
 from truetune.pipeline.fixed_prompts import own_prompts
 from truetune.runs.checkpoints import MANIFEST, checkpoint_step, manifested
 from truetune.runs.trained import run_of, weights_folder
@@ -84,6 +86,7 @@ def merge_run(
     facts: dict[str, Any] = {}
     with named_refusals(out), manifested(out, facts) as staged:
         check = _Merging(task, listener).write(staged, facts)
+        _write_card(task, staged, name=name_of(out), base_model=base_model, check=check)
         stored = read_stored(staged)
         tensors = stored.headers.tensors if stored.headers else ()
         size, shards = sum(each.bytes for each in tensors), len(stored.weights.files)
@@ -127,9 +130,9 @@ def _task(
             f"{name} holds a whole model, no adapter: there is nothing to merge", hint=f"the model is in {adapter}"
         )
     require_update(adapter)
-    known = known_format(adapter)
+    known = find_prompt_format(adapter, base_model=base_model)
     source = base_of(adapter, known, named=base_model)
-    _require_unquantised(source)
+    require_unquantised(source)
     _require_place(out, adapter, source, overwrite=overwrite)
     source = fetched(source)
     stored = read_stored(Path(source.path))
@@ -139,7 +142,8 @@ def _task(
     return _Task(adapter, known, source, stored, chosen, stored_dtype, device)
 
 
-def _require_unquantised(source: ModelSource) -> None:
+def require_unquantised(source: ModelSource) -> None:
+    """BackendError for a base that is stored quantised."""
     settings = quantization_settings(read_config(source))
     if not settings:
         return
@@ -286,7 +290,7 @@ class _Merging:
         else:
             self.listener.warn("neither adapter nor base has a tokenizer that loads: the merged model has none")
         if self.stops:
-            _write_stops(folder, self.stops)
+            write_stops(folder, self.stops)
         if self.task.format is not None:
             write_json(folder / PROMPT_FORMAT, {**asdict(self.task.format), "base_model": self.task.source.name})
         else:
@@ -303,7 +307,7 @@ class _Merging:
         merged = load_model(ModelSource(str(folder), str(folder)), ModelOptions(loads_in, task.device))
         facts["logits"] = likeliest(merged)
         found = compare(merged, reference, in_dtype=computed_in, is_exact=task.dtype == computed_in == "float32")
-        self.listener.say(_told(found, computed_in))
+        self.listener.say(f"checked: {told(found, logits_in=computed_in)}")
         return found
 
 
@@ -316,15 +320,14 @@ def _tokenizer(task: _Task) -> Any:
     return None
 
 
-def _write_stops(folder: Path, stops: tuple[int, ...]) -> None:
+def _write_card(task: _Task, folder: Path, *, name: str, base_model: str | None, check: Parity) -> None:
+    results = {"check of the merge": told(check)}
+    write_card(folder, task.adapter, name=name, kind="merged", base_model=base_model, results=results)
+
+
+def write_stops(folder: Path, stops: tuple[int, ...]) -> None:
+    """Has whatever reads the folder's generation settings end an answer at any of these tokens."""
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings.pop("_from_model_config", None)  # It says that nothing was set by hand.
     write_json(path, {**settings, "eos_token_id": list(stops)})
-
-
-def _told(found: Parity, computed_in: str) -> str:
-    ties = f", {found.ties} by a tie" if found.ties else ""
-    off = found.max_abs_logit_difference
-    farthest = "" if off is None else f"; logits off by {off:.2g} at most, in {computed_in}"
-    return f"checked: {found.equal + found.ties} of {found.prompts} answers are the same{ties}{farthest}"

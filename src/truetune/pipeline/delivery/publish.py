@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from truetune.errors import CheckpointError, ConfigError
-from truetune.inference.card import Kind, is_untouched, model_card, sealed
+from truetune.inference.card import BaseFacts, CardFacts, Kind, is_untouched, model_card, sealed
 from truetune.inference.hub import (
     CARD,
     Content,
@@ -19,15 +19,17 @@ from truetune.inference.hub import (
     read_card,
     require_login,
     require_name,
+    require_place,
     require_token,
+    undone,
     upload,
 )
-from truetune.inference.parity import Parity, as_json
+from truetune.inference.parity import Parity, as_json, told
 from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
 from truetune.listener import Listener, LogListener
-from truetune.model.source import DEMO
-from truetune.pipeline.card_facts import base_facts, card_facts, file_facts, local_license
-from truetune.pipeline.merge import Dtype, merge_run
+from truetune.pipeline.delivery.card_facts import base_facts, card_facts, file_facts
+from truetune.pipeline.delivery.local_card import license_here, read_card_facts
+from truetune.pipeline.delivery.merge import Dtype, merge_run
 from truetune.pipeline.passed_on import (
     as_json_bytes,
     is_weights,
@@ -37,8 +39,8 @@ from truetune.pipeline.passed_on import (
     rewritten,
     text_of,
 )
-from truetune.pipeline.trained_records import Records, is_hub_name, read_records, recorded_base
-from truetune.runs.checkpoints import MANIFEST, problems
+from truetune.pipeline.trained_records import Records, is_hub_name, read_records
+from truetune.runs.checkpoints import require_as_written
 from truetune.runs.trained import weights_folder
 
 
@@ -112,7 +114,7 @@ def publish(
         raise ConfigError(f"--base-name {options.base_name} is no name on the hub", hint="write ORG/MODEL")
     require_token()
     folder = _folder(Path(name))
-    _require_whole(folder)
+    require_as_written(folder)
     _require_kind(folder)
     require_login(target)
     return _Publishing(folder, target, options, listener).run(str(name))
@@ -127,26 +129,37 @@ class _Publishing:
         self.options = options
         self.listener = listener
         self.records = read_records(folder)
-        into = options.base_model if options.base_model and is_hub_name(options.base_model) else None
-        self.base = base_facts(self.records, base_name=options.base_name or into)
+        self.known = read_card_facts(folder)
+        self.base = self._base()
 
     def run(self, name: str) -> Published:
         self._tell_base()
-        if not self.options.merged:  # All that can be refused is, before the repository is made.
-            require_no_path(self._files(self.folder, self.records), self.records)
-        is_private = open_repository(self.target, self.listener)
+        require_place(self.target)
         with self._sent(name) as (folder, check):
             records = self.records if check is None else read_records(folder, trained=self.folder)
             files = self._files(folder, records)
-            card = self._put_card(files, records, folder, check)
-            require_no_path(files, records)
-            uploaded = upload(files, self.target, is_private=is_private, listener=self.listener)
+            require_no_path(files, records)  # All that can be refused is, before the repository is made.
+            opened = open_repository(self.target, self.listener)
+            with undone(self.target, opened, self.listener):
+                card = self._put_card(files, records, folder, check)
+                require_no_path(files, records)
+            uploaded = upload(files, self.target, opened=opened, listener=self.listener)
         self._tell_others(uploaded)
         return Published(self._kind, self.target.repository, self.target.revision, uploaded, card, check)
 
     @property
     def _kind(self) -> Kind:
-        return "merged" if self.options.merged else kind_of(self.folder)
+        if self.options.merged:
+            return "merged"
+        return self.known.kind if self.known else kind_of(self.folder)
+
+    def _base(self) -> BaseFacts | None:
+        """The base as others know it: as it is named for this, else as the run, or a card of ours, has it."""
+        into = self.options.base_model if is_hub_name(self.options.base_model or "") else None
+        named = self.options.base_name or into
+        if self.known and not self.records.run and not named:
+            return self.known.base
+        return base_facts(self.records, base_name=named)
 
     @contextmanager
     def _sent(self, name: str) -> Iterator[tuple[Path, Parity | None]]:
@@ -169,7 +182,7 @@ class _Publishing:
     def _files(self, folder: Path, records: Records) -> dict[str, Content]:
         """What may be passed on of the folder, the base under the name that others know it by."""
         files: dict[str, Content] = {**passed_on(folder, self._kind)}
-        if PROMPT_FORMAT not in files and records.prompt_format and self._kind != "gguf":
+        if PROMPT_FORMAT not in files and records.prompt_format and "gguf" not in self._kind:
             files[PROMPT_FORMAT] = as_json_bytes(asdict(records.prompt_format))
         return dict(sorted(rewritten(files, self.base).items()))
 
@@ -185,12 +198,19 @@ class _Publishing:
         if there is not None and not is_untouched(there):
             return self._kept("the hub")
         weights = {name: path for name, path in passed_on(folder, self._kind).items() if is_weights(name, self._kind)}
-        facts = card_facts(records, self.base, repository=self.target.repository, kind=self._kind)
+        facts = self._facts(records)
         named, reason = self._license()
-        results = {**facts.results, **({} if check is None else {"check of the merge": _told(check)})}
+        results = {**facts.results, **({} if check is None else {"check of the merge": told(check)})}
         facts = replace(facts, files=file_facts(weights), results=results, license=named, license_reason=reason)
         files[CARD] = sealed(model_card(facts)).encode()
         return "written"
+
+    def _facts(self, records: Records) -> CardFacts:
+        """What is known of the model: by its run, else by the card that was written when it was made of one."""
+        repository = self.target.repository
+        if self.known and records.run is None:
+            return replace(self.known, repository=repository, kind=self._kind, base=self.base)
+        return card_facts(records, self.base, repository=repository, kind=self._kind)
 
     def _kept(self, place: str) -> Literal["kept"]:
         self.listener.say(f"{CARD} in {place} is kept: it was written by hand")
@@ -200,13 +220,12 @@ class _Publishing:
         """The license, and where it is known from."""
         if self.options.license:
             return self.options.license, "named by whoever uploaded it"
-        if found := local_license(recorded_base(self.records)[0]):
-            return found, "the base model's, by its card"
+        found, reason = license_here(self.records, self.base)
+        if found:
+            return found, reason
         if self.base and self.base.hub_id and (found := license_of(self.base.hub_id, self.base.revision)):
             return found, "the base model's, by its card"
-        if self.base and self.base.name == DEMO:
-            return "apache-2.0", "the base model's"
-        return None, None
+        return (self.known.license, self.known.license_reason) if self.known else (None, None)
 
     def _tell_base(self) -> None:
         if self._kind == "adapter" and (self.base is None or self.base.hub_id is None):
@@ -216,20 +235,13 @@ class _Publishing:
             )
 
     def _tell_others(self, uploaded: Uploaded) -> None:
-        other: tuple[str, ...] = {"adapter": ("config.json",), "gguf": ()}.get(self._kind, ("adapter_config.json",))
+        other = {"adapter": ["config.json"], "gguf": [], "gguf-adapter": []}.get(self._kind, ["adapter_config.json"])
         mixed = [name for name in uploaded.others if name in other or name.endswith(".safetensors")]
         if mixed:
             self.listener.warn(
                 f"{self.target.repository} also holds {', '.join(mixed)}, from before: libraries may load these "
                 "instead; delete them there, or upload to a repository or --revision of its own"
             )
-
-
-def _told(check: Parity) -> str:
-    ties = f", {check.ties} by a tie" if check.ties else ""
-    off = check.max_abs_logit_difference
-    logits = "" if off is None else f"; logits differ by {off:.2g} at most"
-    return f"{check.equal + check.ties} of {check.prompts} answers are the adapter's{ties}{logits}"
 
 
 # --- what can be refused at once --------------------------------------------------------------------------
@@ -244,17 +256,6 @@ def _folder(path: Path) -> Path:
     if path.is_dir() and any(path.glob("*.gguf")):
         return path
     return weights_folder(path)
-
-
-def _require_whole(folder: Path) -> None:
-    """CheckpointError where a file is not as it was written and verified."""
-    if not (folder / MANIFEST).is_file():
-        return
-    changed = [problem for problem in problems(folder) if not problem.startswith(CARD)]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: {changed[0]}", hint="what is not as training saved it is not passed on: take it from a backup"
-        )
 
 
 def _require_kind(folder: Path) -> None:

@@ -11,7 +11,13 @@ from truetune.model.fixtures import FILE as PARITY
 from truetune.model.fixtures import read_file
 from truetune.model.source import DEMO, ModelSource
 from truetune.model.tokenizer import load_tokenizer
-from truetune.pipeline.card_tables import data_rows, evaluation_tables, made_rows, results_rows, settings_rows
+from truetune.pipeline.delivery.card_tables import (
+    data_rows,
+    evaluation_tables,
+    made_rows,
+    results_rows,
+    settings_rows,
+)
 from truetune.pipeline.trained_records import (
     Records,
     data_paths,

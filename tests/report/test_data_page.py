@@ -2,7 +2,6 @@
 
 import html
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import arithmetic_rows, write_jsonl
+from pages import Page, assert_loads_nothing, assert_only_its_own_scripts_may_run, assert_well_formed
 from truetune.cli import main
 from truetune.config.load import load_config
 from truetune.config.schema import NO_MODEL
@@ -24,46 +24,12 @@ from truetune.pipeline.inspect import pieces_of
 from truetune.report.data_page import histogram, markdown_blocks, meter, render_data_page
 from truetune.report.stretches import cut, differing, with_evidence
 
-VOID = {"meta", "input", "br"}
 HARMFUL = "<script>alert(1)</script>"
 TOKEN = "ghp_" + "Zq7Rw9Lk2Mv4Np6Ts8Xy" * 2
 STORY = (
     "The river ran past the old mill and the miller counted every sack of flour before the winter came to the town, "
     "for nobody there had forgotten how long the snow had lain on the roads in the year when his father was young"
 )
-
-
-class Page(HTMLParser):
-    """What stands in a page: the text of each section, of each <mark> by its class, all links and all tags."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[tuple[str, dict[str, str]]] = []
-        self.sections: dict[str, str] = {}
-        self.marks: list[tuple[str, str]] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.misnested: list[str] = []
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop()[0] != tag:
-            self.misnested.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        for _, attributes in self.open:
-            if name := attributes.get("id"):
-                self.sections[name] = self.sections.get(name, "") + data
-        if self.open and self.open[-1][0] == "mark":
-            self.marks.append((self.open[-1][1]["class"], data))
-
-    def marked(self, name: str) -> list[str]:
-        return [text for mark, text in self.marks if mark == name]
 
 
 def rows_with_findings() -> list[dict[str, Any]]:
@@ -120,20 +86,12 @@ def test_what_comes_from_the_data_is_escaped(found: tuple[Checked, Page, str]) -
 
 
 def test_the_page_is_well_formed(found: tuple[Checked, Page, str]) -> None:
-    page = found[1]
-    assert (page.misnested, page.open) == ([], [])
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
+    assert_well_formed(found[1])
 
 
 def test_the_page_loads_nothing(found: tuple[Checked, Page, str]) -> None:
-    _, page, source = found
-    assert not [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "base", "use")]
-    links = [attributes.get(name, "") for _, attributes in page.tags for name in ("src", "href")]
-    assert all(link == "" or link.startswith("#") for link in links)
-    assert "url(" not in source
-    assert "@import" not in source
-    assert "default-src 'none'" in source
+    assert_loads_nothing(found[1], found[2])
+    assert_only_its_own_scripts_may_run(found[1])
 
 
 def test_what_a_finding_quotes_is_marked_in_its_row(found: tuple[Checked, Page, str]) -> None:

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from truetune.data.catalog import Rule, Severity
 from truetune.lint.guidelines import Guideline
+from truetune.report.page import render_page
 from truetune.report.stretches import Stretches
 
 _BINS = 30
 _WIDE = 20
 """From so many times the median on, the longest makes linear bins useless."""
-_UNSEEN = {number: 0x2400 + number for number in range(32) if chr(number) not in "\t\n\r"}
-"""Control characters, which HTML must not hold, and the signs for them."""
 
 
 # --- values -----------------------------------------------------------------------------------------------
@@ -254,20 +253,5 @@ def _prose(lines: Iterable[str]) -> Iterator[Block]:
 
 
 def render_data_page(page: DataPage) -> str:
-    """The page as HTML. All that comes from the data is escaped; characters that UTF-8 has not are spelled out."""
-    html: str = _template().render(page=page, meter=meter)
-    return html.translate(_UNSEEN).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("truetune.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda number: f"{number:,}"
-    return environment.get_template("data.html.jinja")
+    """The page as HTML. All that comes from the data is escaped."""
+    return render_page("data.html.jinja", scripts=("templates/data.js",), page=page, meter=meter)

@@ -10,7 +10,7 @@ import pytest
 
 from truetune.errors import CheckpointError
 from truetune.files import leftovers, remove_folder, staged_folder, write_json, write_text
-from truetune.runs.directory import RunDirectory, next_directory, now, public
+from truetune.runs.directory import RunDirectory, answers_behind, answers_file, next_directory, now, public
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -70,6 +70,28 @@ def test_clearing_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     RunDirectory(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_answers_of_later_evaluations_are_known_by_their_step(tmp_path: Path) -> None:
+    for name in ("step-0.jsonl", "step-9.jsonl", "step-10.jsonl", "step-x.jsonl", "notes.txt"):
+        (tmp_path / name).touch()
+    assert answers_behind(tmp_path, 9) == [answers_file(tmp_path, 10)]
+    assert answers_behind(tmp_path / "missing", 0) == []
+
+
+def test_clearing_a_run_takes_along_what_was_made_of_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for name, files in {
+        "merged": ("config.json", "manifest.json"),
+        "desk-ollama": ("card.json", "model.gguf"),
+        "site": ("manifest.json",),
+        "base": ("config.json", "manifest.json"),
+    }.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("{}")
+    run.clear(base=tmp_path / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "site"]
 
 
 def test_runs_are_numbered_by_their_data(tmp_path: Path) -> None:

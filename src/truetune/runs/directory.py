@@ -12,9 +12,17 @@ from typing import Any, Literal
 
 from truetune.errors import CheckpointError
 from truetune.files import leftovers, set_aside, write_json, write_text
-from truetune.runs.checkpoints import checkpoint_step, listed, logged_lines
+from truetune.runs.checkpoints import MANIFEST, checkpoint_step, listed, logged_lines
 
 Status = Literal["running", "finished", "stopped", "failed"]
+
+CARD_FACTS = "card.json"
+"""What a folder's README.md says, as data: beside whatever is made of a run's weights."""
+
+_TRACKERS = ("tensorboard", "wandb")
+
+_ASKED = 0.2
+"""Seconds that a training waits for the lock, which whoever asks whether it is held has for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,19 @@ class RunDirectory:
         return self.path / "parity.json"
 
     @property
+    def report(self) -> Path:
+        """The page that `truetune report` writes."""
+        return self.path / "report.html"
+
+    @property
     def evaluations(self) -> Path:
         """What `truetune eval` found, a file each time."""
         return self.path / "evaluations"
+
+    @property
+    def answers(self) -> Path:
+        """What validation rows were answered while it trained, a file for each evaluation."""
+        return self.path / "answers"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -79,7 +97,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_ASKED)
         except Timeout:
             raise CheckpointError(
                 f"{self.path} is in use: another training is running there",
@@ -92,6 +110,19 @@ class RunDirectory:
             lock.release()
             if is_new and self.path.is_dir():
                 self._remove_if_empty()
+
+    def is_at_work(self) -> bool:
+        """True while a process trains here: it has the lock. A lock that may not be asked for is taken to be held."""
+        from filelock import FileLock, Timeout
+
+        lock = self.path / ".lock"
+        if not lock.exists():
+            return False
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except (Timeout, PermissionError):
+            return True
 
     def _sweep(self) -> None:
         for path in [*leftovers(self.path), *leftovers(self.checkpoints)]:
@@ -137,31 +168,61 @@ class RunDirectory:
         return [json.loads(line) for line in lines]
 
     def go_back_to(self, checkpoint: Path) -> list[Path]:
-        """Metrics as they were at a checkpoint; later checkpoints lose their names, and are returned.
+        """Metrics and answers as they were at a checkpoint; later checkpoints lose their names, and are returned.
 
         They are removed when a process next trains here, so that nothing is lost before this one has saved.
         """
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in logged_lines(checkpoint)))
         step = checkpoint_step(checkpoint)
+        for file in answers_behind(self.answers, step):
+            file.unlink()
         later = [path for path in listed(self.checkpoints) if checkpoint_step(path) > step]
         for path in later:
             set_aside(path)
         return later
 
-    def clear(self, *, data: object = None) -> None:
-        """Removes what a run wrote here, and nothing else; rows from Python stay where `data` names them."""
-        for file in (self.config, self.record, self.metrics, self.data_report, self.own_data, self.parity):
+    def clear(self, *, data: object = None, base: object = None) -> None:
+        """Removes what a run wrote here, or was made of it here, and nothing else.
+
+        Weights that were made of an earlier run (merged, exported) would pass for those of the next one. Rows from
+        Python stay where `data` names them, and made weights where `base` does.
+        """
+        for file in (
+            self.config,
+            self.record,
+            self.metrics,
+            self.data_report,
+            self.own_data,
+            self.parity,
+            self.report,
+        ):
             if str(file) != str(data):
                 file.unlink(missing_ok=True)
-        for folder in (
-            self.checkpoints,
-            self.adapter,
-            self.model,
-            self.evaluations,
-            self.path / "tensorboard",
-            self.path / "wandb",
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
+        results = (self.checkpoints, self.adapter, self.model, self.answers, self.evaluations)
+        own = (*results, *(self.path / each for each in _TRACKERS))
+        for folder in (*own, *self._made()):
+            if folder.resolve() != Path(str(base)).resolve():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _made(self) -> list[Path]:
+        """The folders here that were made of the run's weights: merged ones, and whatever has a card of ours."""
+        return [each for each in self.path.iterdir() if each.is_dir() and _is_made(each)]
+
+
+def _is_made(folder: Path) -> bool:
+    is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return (folder / CARD_FACTS).is_file() or (is_model and (folder / MANIFEST).is_file())
+
+
+def answers_file(folder: Path, step: int) -> Path:
+    """Where the answers of an evaluation behind that step are."""
+    return folder / f"step-{step}.jsonl"
+
+
+def answers_behind(folder: Path, step: int) -> list[Path]:
+    """The files of answers of later evaluations."""
+    numbers = {file: file.stem.removeprefix("step-") for file in folder.glob("step-*.jsonl")}
+    return [file for file, number in numbers.items() if number.isdecimal() and int(number) > step]
 
 
 def next_directory(data: str | None, *, root: Path = Path("runs")) -> Path:

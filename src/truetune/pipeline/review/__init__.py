@@ -1,0 +1,1 @@
+"""Runs afterwards: the page of one, several side by side, and sweeps."""

@@ -1,0 +1,198 @@
+"""What a run's directory keeps of its figures: the curve of the training, and what evaluations found, row by row."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truetune.config.load import load_config
+from truetune.errors import CheckpointError
+from truetune.runs.directory import RunDirectory
+from truetune.runs.ledger import RunEntry, read_run
+
+Numbers = NDArray[np.float64]
+
+_TAIL = 0.25
+_MOST = 1000
+"""Logged losses that a tail has at most: there the blocks that are drawn again are long enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The logged training losses that are numbers, by step and by tokens so far; evaluations by name and step."""
+
+    steps: NDArray[np.int64]
+    losses: Numbers
+    tokens: Numbers
+    evaluated: Mapping[str, Mapping[int, float]]
+
+    @property
+    def _start(self) -> int:
+        count = len(self.losses)
+        return count - min(_MOST, math.ceil(count * _TAIL))
+
+    @property
+    def tail(self) -> Numbers:
+        """The last quarter of the losses."""
+        return self.losses[self._start :]
+
+    @property
+    def tail_steps(self) -> NDArray[np.int64]:
+        return self.steps[self._start :]
+
+    def at_step(self, step: int) -> float:
+        return float(self.losses[np.searchsorted(self.steps, step)])
+
+    def at_tokens(self, tokens: int) -> float:
+        """The loss after so many tokens, on the line between the two logged ones around it."""
+        return float(np.interp(tokens, self.tokens, self.losses))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation: its figures, and what it kept of single rows.
+
+    `losses` are sums and tokens by a digest of the row's text, `scores` those of the answers, by place and prompt.
+    """
+
+    figures: Mapping[str, float]
+    losses: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    scores: Mapping[tuple[str, int, str], Mapping[str, float | None]] = field(default_factory=dict)
+
+    def losses_beside(self, other: "Evaluated") -> tuple[Numbers, Numbers]:
+        """Loss and tokens of the rows that both have, (rows, 2) each, in the same order."""
+        rows = [row for row, (_, tokens) in self.losses.items() if other.losses.get(row, (0.0, None))[1] == tokens]
+        return _pairs(self.losses[row] for row in rows), _pairs(other.losses[row] for row in rows)
+
+    def scores_beside(self, other: "Evaluated", name: str) -> tuple[Numbers, Numbers]:
+        """A metric of the answers to the rows that both have, (rows, 2) each: the score, and 1."""
+        rows = [
+            row
+            for row, scores in self.scores.items()
+            if scores.get(name) is not None and other.scores.get(row, {}).get(name) is not None
+        ]
+        return _pairs((self.scores[row][name], 1) for row in rows), _pairs(
+            (other.scores[row][name], 1) for row in rows
+        )
+
+    def means_of_rows(self) -> list[str]:
+        """The metrics whose figure is the mean of the rows' scores, which that of a whole corpus is not."""
+        return [name for name, figure in self.figures.items() if self._is_mean(name, figure)]
+
+    def _is_mean(self, name: str, figure: float) -> bool:
+        scores = [score for each in self.scores.values() if (score := each.get(name)) is not None]
+        return bool(scores) and math.isclose(sum(scores) / len(scores), figure, abs_tol=1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """All that a run's directory tells about it; `settings` are the resolved ones, by dotted name."""
+
+    entry: RunEntry
+    record: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    curve: Curve
+    evaluations: Mapping[str, Evaluated]
+
+
+def read_kept_run(path: Path) -> KeptRun:
+    """What the directory keeps. CheckpointError where it holds no run, or a file that cannot be read."""
+    directory = RunDirectory(path)
+    record = directory.read_record()
+    entry = read_run(path)
+    if entry.status == "unreadable":
+        raise CheckpointError(f"{path}: {entry.problem}")
+    return KeptRun(entry, record, _settings(directory, record), _curve(directory), _evaluations(directory))
+
+
+def _settings(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
+    config = record.get("config")
+    if config is None:  # A run from before run.json had it.
+        config = load_config(directory.config).config.model_dump(mode="json")
+    return dict(_flat(config))
+
+
+def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{leaf}", inner) for leaf, inner in value.items())
+        else:
+            yield name, value
+
+
+def _curve(directory: RunDirectory) -> Curve:
+    try:
+        lines = directory.read_metrics()
+    except ValueError as error:
+        raise CheckpointError(f"{directory.metrics} is damaged: {error}") from error
+    logged = [line for line in lines if line.get("loss") is not None]
+    counted = [line for line in logged if line.get("num_tokens") is not None]
+    return Curve(
+        np.array([line["step"] for line in logged], dtype=np.int64),
+        np.array([line["loss"] for line in logged], dtype=np.float64),
+        np.array([line["num_tokens"] for line in counted if len(counted) == len(logged)], dtype=np.float64),
+        _found(lines),
+    )
+
+
+_COUNTED = ("_tokens", "_runtime", "_per_second")
+"""Ends of the names of what an evaluation logs, and does not judge by."""
+
+
+def _found(lines: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """The figures of the evaluations in a training: eval_loss, and those of answers."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name.startswith("eval_") and not name.endswith(_COUNTED) and value is not None:
+                found.setdefault(name, {})[line["step"]] = value
+    return found
+
+
+# --- evaluations ------------------------------------------------------------------------------------------
+
+_NUMBERED = re.compile(r"(.+)-(\d+)")
+
+
+def _evaluations(directory: RunDirectory) -> dict[str, Evaluated]:
+    """The newest evaluation of each name; what cannot be read is none."""
+    newest: dict[str, tuple[int, Path]] = {}
+    for path in sorted(directory.evaluations.glob("*.json")):
+        if found := _NUMBERED.fullmatch(path.stem):
+            name, number = found[1], int(found[2])
+            newest[name] = max(newest.get(name, (0, path)), (number, path))
+    read = {name: _evaluated(path) for name, (_, path) in newest.items()}
+    return {name: evaluated for name, evaluated in read.items() if evaluated is not None}
+
+
+def _evaluated(path: Path) -> Evaluated | None:
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        document = json.loads(path.read_bytes())
+        named = {"eval_loss": document.get("eval_loss"), **(document.get("metrics") or {})}
+        return Evaluated(
+            figures={name: value for name, value in named.items() if isinstance(value, int | float)},
+            losses={line["row"]: (line["loss"], line["tokens"]) for line in _lines(path, "losses")},
+            scores={
+                (line["where"]["path"], line["where"]["line"], line["prompt"]): line["scores"]
+                for line in _lines(path, "answers")
+            },
+        )
+    return None
+
+
+def _lines(path: Path, kind: str) -> list[dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        text = path.with_suffix(f".{kind}.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+    return []
+
+
+def _pairs(rows: Iterator[tuple[Any, Any]]) -> Numbers:
+    return np.array(list(rows), dtype=np.float64).reshape(-1, 2)

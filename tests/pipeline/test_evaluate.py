@@ -17,7 +17,7 @@ from truetune.data.formats import parse_example
 from truetune.errors import BackendError, CheckpointError, ConfigError, DataError
 from truetune.inference.losses import row_losses
 from truetune.inference.tool_calls import Call
-from truetune.pipeline.evaluation_rows import evaluation_rows, expected_of, read_subject
+from truetune.pipeline.evaluation.rows import evaluation_rows, expected_of, read_subject
 
 QUICK = {"max_new_tokens": 8, "forgetting": False}
 
@@ -386,7 +386,9 @@ def test_a_threshold_that_is_missed_is_named_and_exits_with_one(
 def test_what_cannot_be_measured_is_refused_before_weights_load(
     knowing: truetune.Run, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truetune.pipeline.evaluate.load_opened", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "truetune.pipeline.evaluation.evaluate.load_opened", lambda *_, **__: pytest.fail("weights were loaded")
+    )
     assert command(knowing, *words) == 2
 
 
@@ -429,6 +431,8 @@ def test_the_terminal_shows_both_models_and_the_rows(
 def test_a_base_that_is_gone_is_told_before_anything_is_measured(
     knowing: truetune.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truetune.pipeline.evaluate.load_opened", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "truetune.pipeline.evaluation.evaluate.load_opened", lambda *_, **__: pytest.fail("weights were loaded")
+    )
     with pytest.raises(BackendError):
         truetune.evaluate(knowing, data=[{"instruction": "hi", "output": "yo"}], base_model="/nowhere")

@@ -10,23 +10,34 @@ from truetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from truetune.inference.bootstrap import Comparison
-    from truetune.pipeline.evaluate import EvaluationSettings
-    from truetune.pipeline.evaluation import Evaluation, Figures
+    from truetune.pipeline.evaluation.evaluate import EvaluationSettings
+    from truetune.pipeline.evaluation.result import Evaluation, Figures, Thresholds
 
+_LIMIT = 100
+"""Rows that are answered, unless --limit says otherwise."""
 _ROWS = 5
 _EXCERPT = 80
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_json
+    from truetune.commands import tasks
+
+    tasks.require_fitting(options)
+    thresholds = _thresholds(options)
+    return evaluate_rows(options, thresholds) if options.lm_eval is None else tasks.evaluate(options, thresholds)
+
+
+def evaluate_rows(options: argparse.Namespace, thresholds: "Thresholds") -> int:
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show_json
     from truetune.files import named_refusals, write_json
-    from truetune.pipeline.evaluate import evaluate_run
+    from truetune.pipeline.evaluation.evaluate import evaluate_run
 
     with closing(ConsoleListener()) as listener:
         found = evaluate_run(
             options.run_directory,
             data=options.data,
-            settings=_settings(options),
+            settings=_settings(options, thresholds),
             base_model=options.base,
             device=options.device,
             listener=listener,
@@ -43,20 +54,25 @@ def evaluate(options: argparse.Namespace) -> int:
     return 1 if found.missed else 0
 
 
-def _settings(options: argparse.Namespace) -> "EvaluationSettings":
-    from truetune.pipeline.evaluate import EvaluationSettings
-    from truetune.pipeline.evaluation import Thresholds
+def _thresholds(options: argparse.Namespace) -> "Thresholds":
+    from truetune.pipeline.evaluation.result import Thresholds
+
+    return Thresholds(_bounds(options.fail_under, "--fail-under"), _bounds(options.fail_over, "--fail-over"))
+
+
+def _settings(options: argparse.Namespace, thresholds: "Thresholds") -> "EvaluationSettings":
+    from truetune.pipeline.evaluation.evaluate import EvaluationSettings
 
     return EvaluationSettings(
         metrics=tuple(name.strip() for name in options.metrics.split(",") if name.strip()),
         regex=options.regex,
-        limit=options.limit,
+        limit=_LIMIT if options.limit is None else options.limit,
         max_new_tokens=options.max_new_tokens,
         compares_base=not options.no_base,
         generates=not options.loss_only,
         checks_forgetting=not options.no_forgetting,
         reference=Path(options.reference) if options.reference else None,
-        thresholds=Thresholds(_bounds(options.fail_under, "--fail-under"), _bounds(options.fail_over, "--fail-over")),
+        thresholds=thresholds,
     )
 
 
@@ -76,7 +92,7 @@ def _bound(word: str, option: str) -> tuple[str, float]:
 
 
 def _show(found: "Evaluation") -> None:
-    from truetune.console import show, show_table
+    from truetune.console.output import show, show_table
 
     title = f"{found.data}: {found.rows:,} rows, {found.tokens:,} learned tokens, {len(found.answers)} answered"
     columns = ["", "tuned"]
@@ -126,7 +142,7 @@ def _compared(comparison: "Comparison | None") -> tuple[str, str]:
 
 
 def _show_forgetting(found: "Evaluation") -> None:
-    from truetune.console import show
+    from truetune.console.output import show
 
     gate = found.forgetting
     if gate is None:
@@ -140,7 +156,7 @@ def _show_forgetting(found: "Evaluation") -> None:
 
 
 def _show_answers(found: "Evaluation") -> None:
-    from truetune.console import show_table
+    from truetune.console.output import show_table
 
     show_table(
         "answers",

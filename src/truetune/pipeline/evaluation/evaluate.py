@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truetune.data.examples import IGNORED, Example, Tokenized
-from truetune.errors import BackendError, ConfigError
+from truetune.errors import ConfigError
 from truetune.files import write_json, write_text
 from truetune.inference import forgetting
 from truetune.inference.batch import choose_batch_size
@@ -19,30 +19,30 @@ from truetune.inference.generate import Answer, Sampling, TrainedModel, load_ope
 from truetune.inference.losses import RowLosses, row_losses
 from truetune.inference.metrics import Metric, Statistics, mean, named_metrics, without_thinking
 from truetune.listener import Listener, LogListener
-from truetune.model.source import resolve_model
 from truetune.model.tokenizer import pad_token_id
 from truetune.pipeline.doctor.libraries import installed_versions
-from truetune.pipeline.evaluation import (
+from truetune.pipeline.evaluation.questions import Questions, questions_of
+from truetune.pipeline.evaluation.result import (
     Answered,
     Evaluation,
     Figures,
     Forgetting,
     Loss,
+    RowLoss,
     Thresholds,
     WorstRow,
     figures_of,
 )
-from truetune.pipeline.evaluation_questions import Questions, questions_of
-from truetune.pipeline.evaluation_rows import (
+from truetune.pipeline.evaluation.rows import (
     HELD_OUT,
     EvaluationRows,
     Subject,
     evaluation_rows,
     learned_rows,
     read_subject,
+    require_base,
 )
 from truetune.pipeline.stages import Formatting, Rows
-from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import now
 
 _WORST = 10
@@ -102,7 +102,7 @@ def evaluate_run(
     if overlap:
         listener.warn(f"{overlap} of {len(found.stored)} rows are rows that the model was trained on")
     if settings.compares_base:
-        _require_base(subject)
+        require_base(subject)
     trained = load_opened(subject.opened, device=device)
     evaluator = _Evaluator(trained, subject, found, questions, settings, listener)
     return _stored(evaluator.run(overlap), subject)
@@ -134,18 +134,6 @@ def _require_sense(settings: EvaluationSettings) -> None:
         raise ConfigError("instructions_drop needs the base", hint="leave --no-base out")
     if settings.reference is not None and not settings.reference.is_file():
         raise ConfigError(f"--reference {settings.reference}: there is no such file")
-
-
-def _require_base(subject: Subject) -> None:
-    """BackendError, before anything is measured, where the base is not there to be compared."""
-    opened = subject.opened
-    try:
-        resolve_model(
-            opened.base_model or opened.format.base_model,
-            revision=None if opened.base_model else opened.format.revision,
-        )
-    except BackendError as error:
-        raise BackendError(error.message, hint="name the base with --base, or leave it out with --no-base") from error
 
 
 # --- what a model does ------------------------------------------------------------------------------------
@@ -256,6 +244,7 @@ class _Evaluator:
             learned_rows=overlap,
             missed=tuple(self.settings.thresholds.missed(known)),
             record=self._record(),
+            row_losses=tuple(self._row_losses(tuned)),
         )
 
     def _figures(self, measured: _Measured) -> Figures:
@@ -276,6 +265,12 @@ class _Evaluator:
             mine, others = (self._statistics(metric, _texts(each)) for each in (tuned, base))
             found[metric.name] = compare(mine, others, metric.figure)
         return found
+
+    def _row_losses(self, tuned: _Measured) -> Iterator[RowLoss]:
+        stored, losses = self.rows.stored, tuned.losses
+        keys = stored.column("key")[stored.places].tolist()
+        for key, loss, tokens in zip(keys, losses.sums.tolist(), losses.tokens.tolist(), strict=True):
+            yield RowLoss(f"{key:016x}", loss, tokens)
 
     def _worst(self, tuned: _Measured, base: _Measured | None) -> Iterator[WorstRow]:
         means = tuned.losses.means
@@ -360,20 +355,14 @@ def _forgotten(tuned: _Measured, base: _Measured | None) -> Forgetting | None:
 
 
 def _stored(found: Evaluation, subject: Subject) -> Evaluation:
-    """The evaluation with its place in the run's directory: <name>-<n>.json, and its answers beside it."""
-    if subject.run is None:
+    """The evaluation with its place in the run's directory: <name>-<n>.json, answers and rows' losses beside it."""
+    path = subject.place("validation" if found.data == HELD_OUT else Path(found.data).stem)
+    if path is None:
         return found
-    folder = subject.run.evaluations
-    step = checkpoint_step(Path(subject.opened.source.path))
-    name = "validation" if found.data == HELD_OUT else Path(found.data).stem
-    path = _free(folder, name if step < 0 else f"{name}@{step}")
-    if found.answers:
-        lines = (json.dumps(asdict(each), ensure_ascii=False, default=str) + "\n" for each in found.answers)
-        write_text(path.with_suffix(".answers.jsonl"), "".join(lines))
+    for name, rows in (("answers", found.answers), ("losses", found.row_losses)):
+        lines = (json.dumps(asdict(each), ensure_ascii=False, default=str) + "\n" for each in rows)
+        if rows:
+            write_text(path.with_suffix(f".{name}.jsonl"), "".join(lines))
     found = replace(found, path=path)
     write_json(path, found.as_json())
     return found
-
-
-def _free(folder: Path, name: str) -> Path:
-    return next(path for n in range(1, 1_000_000) if not (path := folder / f"{name}-{n}.json").exists())

@@ -9,8 +9,8 @@ from truetune.data.read import read_records
 from truetune.data.store import evenly
 from truetune.errors import ConfigError, DataError
 from truetune.inference.metrics import Choice, Expected, Metric, choose_metrics, named_metrics
-from truetune.pipeline.evaluation import Thresholds
-from truetune.pipeline.evaluation_rows import Asked, EvaluationRows
+from truetune.pipeline.evaluation.result import Thresholds
+from truetune.pipeline.evaluation.rows import Asked, EvaluationRows
 
 _HINT = "each line needs an answer, and an id or the prompt of its row, or lines must be as many as rows, in order"
 
@@ -49,13 +49,18 @@ def questions_of(
             raise ConfigError("the rows are bare texts, which ask for no answer", hint="leave metrics out")
         return Questions(reason="the rows are bare texts, which ask for no answer")
     answers = read_reference(reference, asked, rows=len(rows.stored)) if reference else None
-    choice = choose_metrics([each.expected for each in asked]) if is_auto else Choice((), "as asked for")
-    names = [*choice.names, *(["regex"] if regex else []), *thresholds.metrics]
-    return Questions(asked, _once([*named_metrics(names, pattern=regex), *named]), choice.reason, answers)
+    others = named_metrics([*(["regex"] if regex else []), *thresholds.metrics], pattern=regex)
+    metrics, reason = chosen_metrics([each.expected for each in asked], [*others, *named], is_auto=is_auto)
+    return Questions(asked, metrics, reason, answers)
 
 
-def _once(metrics: Sequence[Metric]) -> list[Metric]:
-    return list({metric.name: metric for metric in metrics}.values())
+def chosen_metrics(
+    expected: Sequence[Expected], named: Sequence[Metric], *, is_auto: bool
+) -> tuple[list[Metric], str]:
+    """What is measured, each once: what fits the expected answers, if `is_auto`, then what is named; and why."""
+    choice = choose_metrics(expected) if is_auto else Choice((), "as asked for")
+    fitting = named_metrics(choice.names)
+    return list({metric.name: metric for metric in (*fitting, *named)}.values()), choice.reason
 
 
 def read_reference(path: Path, asked: Sequence[Asked], *, rows: int) -> list[str]:

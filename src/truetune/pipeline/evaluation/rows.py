@@ -13,11 +13,12 @@ from truetune.config.schema import Config
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Location, Record, Tokenized
 from truetune.data.sources import SourceFile
 from truetune.data.store import StoredRows
-from truetune.errors import CheckpointError, DataError, TruetuneError
+from truetune.errors import BackendError, CheckpointError, DataError, TruetuneError
 from truetune.inference.metrics import Expected, without_thinking
 from truetune.inference.opened import Opened, open_trained
 from truetune.inference.tool_calls import calls_of_turn
 from truetune.listener import Listener
+from truetune.model.source import resolve_model
 from truetune.pipeline.check import prepare
 from truetune.pipeline.prepare import PreparedDataset, prepare_rows
 from truetune.pipeline.stages import (
@@ -30,6 +31,7 @@ from truetune.pipeline.stages import (
     training_files,
     validation_files,
 )
+from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import RunDirectory
 from truetune.runs.trained import run_of
 
@@ -43,6 +45,14 @@ class Subject:
     opened: Opened
     run: RunDirectory | None
     config: Config
+
+    def place(self, name: str, *, under: str = "") -> Path | None:
+        """Where an evaluation is stored: a file of the run that is not there yet; None for weights without a run."""
+        if self.run is None:
+            return None
+        step = checkpoint_step(Path(self.opened.source.path))
+        folder, stem = self.run.evaluations / under, name if step < 0 else f"{name}@{step}"
+        return next(path for n in range(1, 1_000_000) if not (path := folder / f"{stem}-{n}.json").exists())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,18 @@ def read_subject(path: str | Path, *, base_model: str | None, listener: Listener
     return Subject(opened, None, load_config(None, settings=settings).config)
 
 
+def require_base(subject: Subject) -> None:
+    """BackendError, before anything is measured, where the base is not there to be compared."""
+    opened = subject.opened
+    try:
+        resolve_model(
+            opened.base_model or opened.format.base_model,
+            revision=None if opened.base_model else opened.format.revision,
+        )
+    except BackendError as error:
+        raise BackendError(error.message, hint="name the base with --base, or leave it out with --no-base") from error
+
+
 def evaluation_rows(
     subject: Subject,
     *,
@@ -162,8 +184,21 @@ def _held_out(subject: Subject, listener: Listener) -> EvaluationRows:
             hint="name rows that it was not trained on: --data FILE; the next run holds some out with "
             "data.test_size=0.1",
         )
-    inputs = (*training_files(config.data, listener), *validation_files(config.data, listener))
-    return _rows(HELD_OUT, prepared.validation, prepared, config, inputs, None)
+    return held_out(config, prepared, listener=listener)
+
+
+def held_out(
+    config: Config,
+    prepared: PreparedDataset,
+    *,
+    source: Rows | None = None,
+    formatting: Formatting | None = None,
+    listener: Listener,
+) -> EvaluationRows:
+    """The validation rows of a training on data.path, or on Python's rows (`source`)."""
+    read = training_files(config.data, listener) if source is None else [source]
+    inputs = (*read, *validation_files(config.data, listener))
+    return _rows(HELD_OUT, prepared.validation, prepared, config, inputs, formatting)
 
 
 def _rows(

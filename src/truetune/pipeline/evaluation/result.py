@@ -1,7 +1,7 @@
 """What an evaluation found: figures of the trained model beside its base's, with intervals, rows and thresholds."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,8 @@ class Thresholds:
     def needs_forgetting(self) -> bool:
         return any(name in _OF_FORGETTING for name in self.names)
 
-    def require_known(self) -> None:
+    def require_known(self, known: Sequence[str] = (*_OF_LOSS, *MEASURED, *_OF_FORGETTING)) -> None:
         """ConfigError for a figure that there is none of."""
-        known = (*_OF_LOSS, *MEASURED, *_OF_FORGETTING)
         for name in self.names:
             if name not in known:
                 raise ConfigError(f"thresholds: there is no figure {name}", hint=f"figures: {', '.join(known)}")
@@ -71,6 +70,15 @@ class WorstRow:
     tokens: int
     text: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """A row's loss, summed over its learned `tokens`, in nats. `row` stands for its text, in every run alike."""
+
+    row: str
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,7 @@ class Evaluation:
     learned_rows: int | None
     missed: tuple[str, ...]
     record: Mapping[str, Any]
+    row_losses: tuple[RowLoss, ...] = ()
     path: Path | None = None
 
     @property
@@ -180,7 +189,7 @@ class Evaluation:
         return figures_of(self.tuned, self.forgetting)
 
     def as_json(self) -> dict[str, Any]:
-        """As `truetune eval --json` prints it, and as it is stored; the answers have a file of their own."""
+        """As `truetune eval --json` prints it, and as it is stored; answers and rows' losses lie beside it."""
         document = {
             **self.tuned.as_json(),
             "data": self.data,

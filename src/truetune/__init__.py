@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truetune.api import (
         check,
+        compare,
         evaluate,
+        evaluate_tasks,
         export,
         find_lr,
         fix,
         import_config,
         inspect,
+        list_runs,
         load,
         merge,
         open_run,
         plan,
         prepare,
         publish,
+        serve,
         train,
+        write_report,
     )
     from truetune.config.schema import Config
     from truetune.data.rules import Report
@@ -40,46 +45,61 @@ if TYPE_CHECKING:
     )
     from truetune.inference.generate import TrainedModel
     from truetune.migrate.importer import Imported
-    from truetune.pipeline.evaluation import Evaluation
-    from truetune.pipeline.export import Export
+    from truetune.pipeline.delivery.export import Export
+    from truetune.pipeline.delivery.merge import Merged
+    from truetune.pipeline.delivery.publish import Published
+    from truetune.pipeline.delivery.serve import Serving
+    from truetune.pipeline.evaluation.result import Evaluation
+    from truetune.pipeline.evaluation.task_result import TaskEvaluation
     from truetune.pipeline.find_lr import RangeTest
     from truetune.pipeline.forecast import Forecast
-    from truetune.pipeline.merge import Merged
     from truetune.pipeline.outline import Outline
     from truetune.pipeline.prepare import PreparedDataset
-    from truetune.pipeline.publish import Published
+    from truetune.pipeline.review.compare import RunComparison
+    from truetune.pipeline.review.report import RunReport
     from truetune.pipeline.train import Run
+    from truetune.runs.ledger import RunEntry
 
 _HOMES = {
     "Config": "truetune.config.schema",
     "Run": "truetune.pipeline.train",
     "TrainedModel": "truetune.inference.generate",
     "PreparedDataset": "truetune.pipeline.prepare",
-    "Evaluation": "truetune.pipeline.evaluation",
-    "Export": "truetune.pipeline.export",
+    "Evaluation": "truetune.pipeline.evaluation.result",
+    "Export": "truetune.pipeline.delivery.export",
     "RangeTest": "truetune.pipeline.find_lr",
     "Forecast": "truetune.pipeline.forecast",
-    "Merged": "truetune.pipeline.merge",
+    "Merged": "truetune.pipeline.delivery.merge",
     "Outline": "truetune.pipeline.outline",
-    "Published": "truetune.pipeline.publish",
+    "Published": "truetune.pipeline.delivery.publish",
+    "Serving": "truetune.pipeline.delivery.serve",
+    "TaskEvaluation": "truetune.pipeline.evaluation.task_result",
+    "RunComparison": "truetune.pipeline.review.compare",
+    "RunEntry": "truetune.runs.ledger",
     "Report": "truetune.data.rules",
+    "RunReport": "truetune.pipeline.review.report",
     "Imported": "truetune.migrate.importer",
     **dict.fromkeys(
         (
             "check",
+            "compare",
             "evaluate",
+            "evaluate_tasks",
             "export",
             "find_lr",
             "fix",
             "import_config",
             "inspect",
+            "list_runs",
             "load",
             "merge",
             "open_run",
             "plan",
             "prepare",
             "publish",
+            "serve",
             "train",
+            "write_report",
         ),
         "truetune.api",
     ),
@@ -106,23 +126,33 @@ __all__ = [
     "RangeTest",
     "Report",
     "Run",
+    "RunComparison",
+    "RunEntry",
+    "RunReport",
+    "Serving",
+    "TaskEvaluation",
     "TemplateError",
     "TrainedModel",
     "TruetuneError",
     "check",
+    "compare",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "find_lr",
     "fix",
     "import_config",
     "inspect",
+    "list_runs",
     "load",
     "merge",
     "open_run",
     "plan",
     "prepare",
     "publish",
+    "serve",
     "train",
+    "write_report",
 ]
 
 

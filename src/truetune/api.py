@@ -10,42 +10,55 @@ from truetune.data.rules import Report
 from truetune.errors import ConfigError
 from truetune.inference.generate import TrainedModel, load_trained
 from truetune.inference.hub import HubTarget
+from truetune.inference.servers import ServerName
 from truetune.listener import Listener, LogListener
 from truetune.migrate.importer import Imported, import_file
 from truetune.pipeline.check import check_rows
 from truetune.pipeline.check import prepare as prepare_data
-from truetune.pipeline.evaluate import EvaluationSettings, evaluate_run
-from truetune.pipeline.evaluation import Evaluation, Thresholds
-from truetune.pipeline.export import Export, ExportSettings, Target, export_run
+from truetune.pipeline.delivery.export import Export, ExportSettings, Target, export_run
+from truetune.pipeline.delivery.merge import Dtype, Merged, merge_run
+from truetune.pipeline.delivery.publish import Publication, Published
+from truetune.pipeline.delivery.publish import publish as publish_model
+from truetune.pipeline.delivery.serve import ServeSettings, Serving, serve_run
+from truetune.pipeline.evaluation.evaluate import EvaluationSettings, evaluate_run
+from truetune.pipeline.evaluation.result import Evaluation, Thresholds
+from truetune.pipeline.evaluation.task_result import TaskEvaluation
+from truetune.pipeline.evaluation.tasks import TaskSettings, evaluate_on_tasks
 from truetune.pipeline.find_lr import RangeTest, find_learning_rate
 from truetune.pipeline.fix import Fixed, fix_rows
 from truetune.pipeline.forecast import Forecast, forecast
 from truetune.pipeline.inspect import Inspection, inspect_rows
-from truetune.pipeline.merge import Dtype, Merged, merge_run
 from truetune.pipeline.outline import Outline
 from truetune.pipeline.prepare import PreparedDataset
-from truetune.pipeline.publish import Publication, Published
-from truetune.pipeline.publish import publish as publish_model
+from truetune.pipeline.review.compare import RunComparison, compare_runs
+from truetune.pipeline.review.report import RunReport
+from truetune.pipeline.review.report import write_report as write_run_report
 from truetune.pipeline.stages import Formatting
 from truetune.pipeline.train import Run, open_run, train_run
+from truetune.runs.ledger import RunEntry, find_runs
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
 __all__ = [
     "check",
+    "compare",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "find_lr",
     "fix",
     "import_config",
     "inspect",
+    "list_runs",
     "load",
     "merge",
     "open_run",
     "plan",
     "prepare",
     "publish",
+    "serve",
     "train",
+    "write_report",
 ]
 
 
@@ -285,6 +298,57 @@ def evaluate(
     )
 
 
+def evaluate_tasks(
+    run: Run | str | Path,
+    tasks: str | Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include: str | Path | None = None,
+    batch_size: int = 1,
+    compare_base: bool = True,
+    fail_under: Mapping[str, float] | None = None,
+    fail_over: Mapping[str, float] | None = None,
+    base_model: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    listener: Listener | None = None,
+) -> TaskEvaluation:
+    """Figures of lm-evaluation-harness's tasks for a run's model beside its base's, with proof of what was asked.
+
+    `limit` is of each task's documents, `num_fewshot` the examples shown, `include` a folder of tasks of one's own.
+    A figure outside `fail_under` and `fail_over` ("arc_easy.acc") is told in the result's `missed`, and not raised.
+    The result is stored in the run's directory too. Raises ConfigError, DataError, BackendError or CheckpointError.
+    """
+    settings = TaskSettings(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        include=None if include is None else Path(include),
+        batch_size=batch_size,
+        compares_base=compare_base,
+        thresholds=Thresholds(fail_under or {}, fail_over or {}),
+    )
+    directory = run.directory if isinstance(run, Run) else run
+    return evaluate_on_tasks(directory, settings, base_model=base_model, device=device, listener=listener)
+
+
+def list_runs(*folders: str | Path) -> list[RunEntry]:
+    """The runs in these folders (by default `runs`) and beneath them, by name, as their directories tell them.
+
+    A run whose process died is `dead`, one whose run.json cannot be read is `unreadable`, with the problem. Raises
+    CheckpointError for a folder that is none.
+    """
+    return find_runs(folders or ([Path("runs")] if Path("runs").is_dir() else []))
+
+
+def compare(*runs: Run | str | Path) -> RunComparison:
+    """Two runs or more side by side: what differs in settings, data and versions, their figures, and what is noise.
+
+    Reads what their directories hold. Raises ConfigError or CheckpointError.
+    """
+    return compare_runs([run.directory if isinstance(run, Run) else run for run in runs])
+
+
 def merge(
     run: Run | str | Path,
     out: str | Path,
@@ -343,6 +407,16 @@ def publish(
     )
 
 
+def write_report(
+    run: Run | str | Path, output: str | Path | None = None, *, listener: Listener | None = None
+) -> RunReport:
+    """Writes a run as one HTML page to look at, to `output` or into its directory. No model is loaded.
+
+    The run may be going on. Raises CheckpointError where there is none, ConfigError or DataError for the output.
+    """
+    return write_run_report(run.directory if isinstance(run, Run) else run, output, listener=listener)
+
+
 def export(
     run: Run | str | Path,
     out: str | Path,
@@ -354,14 +428,18 @@ def export(
     llama_cpp: str | Path | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     overwrite: bool = False,
+    keep_adapter: bool = False,
+    with_base: bool = False,
     listener: Listener | None = None,
 ) -> Export:
     """Writes a run's model to `out` as other programs load it, and asks it its training's prompts there.
 
-    `to` is gguf (one file), ollama (a folder with the file and a Modelfile) or adapter (PEFT's folder). `quantize` is
-    llama.cpp's name, auto for how the model is stored; `check` "require" makes it an error where llama.cpp is not
-    installed; `llama_cpp` is the folder of its source, whose converter then writes the file. Raises CheckpointError,
-    and leaves nothing at `out`, if what was written is not the trained model.
+    `to` is gguf (one file), ollama (a folder with the file and a Modelfile), vllm (a folder that it serves: merged,
+    or with `keep_adapter` the adapter on its base), adapter (PEFT's folder) or gguf-adapter (a LoRA that llama.cpp
+    puts over its base, whose own GGUF is written too `with_base`). `quantize` is llama.cpp's name, auto for how the
+    model is stored; `check` "require" makes it an error where llama.cpp is not installed; `llama_cpp` is the folder
+    of its source, whose converter then writes the file. Raises CheckpointError, and leaves nothing at `out`, if what
+    was written is not the trained model.
     """
     settings = ExportSettings(
         to=to,
@@ -371,8 +449,49 @@ def export(
         llama_cpp=None if llama_cpp is None else str(llama_cpp),
         device=device,
         overwrite=overwrite,
+        keeps_adapter=keep_adapter,
+        with_base=with_base,
     )
     return export_run(run.directory if isinstance(run, Run) else run, out, settings, listener=listener)
+
+
+def serve(
+    run: Run | str | Path,
+    *,
+    server: Literal["auto"] | ServerName = "auto",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    api_key: str | None = None,
+    quantize: str = "auto",
+    context_length: int | None = None,
+    check: bool = True,
+    base_model: str | None = None,
+    llama_cpp: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    listener: Listener | None = None,
+) -> Serving:
+    """Starts a server of OpenAI's API with a run's model, which has answered as the trained model does.
+
+    with truetune.serve("runs/desk", port=0) as served:
+        client = openai.OpenAI(base_url=served.url, api_key="none")
+
+    `run` is also "RUN@STEP", a folder of weights or a .gguf file. The server ends with the block, by `close`, or with
+    this process. `quantize` and `llama_cpp` (llama-server, or its folder) are for llama.cpp. Raises ConfigError,
+    BackendError for a server that is missing or dies, CheckpointError for one with other answers.
+    """
+    settings = ServeSettings(
+        server=server,
+        host=host,
+        port=port,
+        api_key=api_key,
+        quantize=quantize,
+        context_length=context_length,
+        check=check,
+        base_model=base_model,
+        llama_cpp=None if llama_cpp is None else str(llama_cpp),
+        device=device,
+    )
+    return serve_run(run.directory if isinstance(run, Run) else run, settings, listener=listener)
 
 
 def _path(data: Data | None) -> str | list[str] | None:

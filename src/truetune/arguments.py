@@ -119,6 +119,21 @@ def _parser() -> _Parser:
     )
     verify.add_argument("--json", action="store_true", help="print what was found as JSON")
 
+    _add_ledger(_command(commands, "runs", "the runs there are: status, model, data, settings, losses, speed"))
+
+    compare = _command(commands, "compare", "in what runs differ, and whether their figures do by more than noise")
+    compare.add_argument("run_directories", nargs="+", metavar="RUN", help="runs' directories, two or more")
+    compare.add_argument("--json", action="store_true", help="print all that is compared as JSON")
+
+    sweep = _command(commands, "sweep", "a run for each way to choose the settings, one after the other")
+    _add_settings(sweep, takes="config", metavar="RUN.yaml | key=value,value")
+    sweep.add_argument("--output-dir", help="the sweep's folder (default: runs/<data>-sweep-<n>)")
+    sweep.add_argument("--retry", action="store_true", help="try runs again that failed before")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="tell steps, time, memory and disk of all, train nothing"
+    )
+    sweep.add_argument("--json", action="store_true", help="print the runs, the best first, as JSON")
+
     generate = _command(commands, "generate", "answers from a trained model: to one prompt, or to a file of them")
     _add_trained(generate)
     _add_asked(generate)
@@ -132,6 +147,11 @@ def _parser() -> _Parser:
 
     evaluate = _command(commands, "eval", "loss and answers of a trained model beside its base's, and what it forgot")
     _add_evaluation(evaluate)
+
+    report = _command(commands, "report", "a run as one page to look at: curves, answers, rows, plan, settings")
+    report.add_argument("run_directory", metavar="RUN", help="a run's directory; the run may be going on")
+    report.add_argument("-o", "--output", metavar="FILE", help="the page to write (default: RUN/report.html)")
+    report.add_argument("--json", action="store_true", help="print path, size and what is missing as JSON")
 
     merge = _command(commands, "merge", "adapter and base as one model, proved to answer as they do")
     merge.add_argument("run_directory", metavar="RUN", help="a run's directory, an adapter's folder, or RUN@STEP")
@@ -149,6 +169,9 @@ def _parser() -> _Parser:
 
     export = _command(commands, "export", "a trained model as other programs load it, checked in llama.cpp")
     _add_export(export)
+
+    serve = _command(commands, "serve", "a trained model behind an OpenAI-compatible endpoint, checked first")
+    _add_serve(serve)
 
     check = _command(commands, "check", "everything that would ruin the run, before it costs anything")
     _add_settings(check, takes="data", metavar="DATA | RUN.yaml | key=value")
@@ -226,6 +249,31 @@ def _command(commands: Any, name: str, help: str) -> _Parser:
     return parser
 
 
+def _add_ledger(parser: _Parser) -> None:
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="where to look, runs among others (default: runs)"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=("started", "loss", "eval_loss", "steps", "speed", "seconds", "memory", "name"),
+        default="started",
+        help="the newest (the default), the lowest loss, the most steps, the fastest … first",
+    )
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument("--status", help="with commas: running, finished, stopped, failed, dead, unreadable")
+    parser.add_argument("--model", metavar="WORD", help="runs whose model has this in its name")
+    parser.add_argument("--data", metavar="WORD", help="runs whose data has this in its name")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="runs with this setting: r=8; may be repeated",
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="show so many")
+    parser.add_argument("--json", action="store_true", help="print them as JSON")
+
+
 def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:
     _add_words(parser, takes=takes, metavar=metavar)
     parser.add_argument("--model", help="a hub id, a folder, a .gguf file, or demo")
@@ -278,9 +326,10 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument("run_directory", metavar="RUN", help="a run's directory, a folder of weights, or RUN@STEP")
     parser.add_argument(
         "--to",
-        choices=("gguf", "ollama", "adapter", "hub"),
+        choices=("gguf", "ollama", "vllm", "adapter", "gguf-adapter", "hub"),
         required=True,
-        help="one .gguf file; a folder with that and a Modelfile; the adapter alone, in PEFT's format; the hub",
+        help="one .gguf file; a folder with that and a Modelfile; a folder for vllm serve; the adapter alone, in "
+        "PEFT's format, or as a .gguf that llama.cpp puts over its base; the hub",
     )
     parser.add_argument(
         "-o", "--output", metavar="PATH", required=True, help="the file or folder to write; of the hub, USER/NAME"
@@ -299,9 +348,51 @@ def _add_export(parser: _Parser) -> None:
     check = parser.add_mutually_exclusive_group()
     check.add_argument("--require-check", dest="check", action="store_const", const="require", default="try")
     check.add_argument("--no-check", dest="check", action="store_const", const="skip", help="ask no prompts")
+    parser.add_argument("--with-base", action="store_true", help="of a gguf-adapter: its base's GGUF beside it")
+    parser.add_argument("--adapter", action="store_true", help="for vllm: the adapter on its base, not merged")
     parser.add_argument("--overwrite", action="store_true", help="replace the export at PATH")
     parser.add_argument("--json", action="store_true", help="print path, format, size and check as JSON")
     _add_hub(parser)
+
+
+def _add_serve(parser: _Parser) -> None:
+    parser.add_argument(
+        "run_directory", metavar="RUN", help="a run's directory, a folder of weights, RUN@STEP, or a .gguf file"
+    )
+    parser.add_argument(
+        "--server",
+        choices=("auto", "transformers", "llama.cpp", "vllm"),
+        default="auto",
+        help="auto (the default): vllm, llama.cpp or transformers, the first that is installed",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)"
+    )
+    parser.add_argument("--port", type=_port, help="a port, or 0 for any (default: 8000, or any where that is taken)")
+    parser.add_argument("--api-key", metavar="KEY", help="what requests must bring as a bearer token")
+    parser.add_argument(
+        "--quantize",
+        default="auto",
+        metavar="TYPE",
+        help="for llama.cpp, as export has it (default: as it is stored)",
+    )
+    parser.add_argument(
+        "--context-length",
+        type=_positive,
+        metavar="TOKENS",
+        help="of a request (default: as long as training's rows)",
+    )
+    parser.add_argument("--base", help="the base, where the recorded one is quantized, or not there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument(
+        "--llama-cpp",
+        metavar="PATH",
+        help="llama-server, or the folder it is in (default: on the PATH, or xllamacpp)",
+    )
+    parser.add_argument("--check-only", action="store_true", help="start the server, check it, and end it again")
+    parser.add_argument("--no-check", action="store_true", help="ask no prompts")
+    parser.add_argument("--print", action="store_true", help="print the server's command, and start nothing")
+    parser.add_argument("--json", action="store_true", help="print server, url, model and parity as JSON")
 
 
 def _add_hub(parser: _Parser) -> None:
@@ -325,7 +416,11 @@ def _add_evaluation(parser: _Parser) -> None:
         "normalized_match, number_match, json, regex, rouge_l, bleu, tool_calls",
     )
     parser.add_argument("--regex", metavar="PATTERN", help="what the metric regex looks for in an answer")
-    parser.add_argument("--limit", type=_positive, default=100, help="rows to answer, spread evenly (default: 100)")
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        help="rows to answer, spread evenly (default: 100); of each task, its first documents (default: all)",
+    )
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="the longest answer (default: 256)")
     parser.add_argument("--no-base", action="store_true", help="leave the base out")
     parser.add_argument("--loss-only", action="store_true", help="generate no answers")
@@ -342,6 +437,17 @@ def _add_evaluation(parser: _Parser) -> None:
         )
     parser.add_argument("--output", metavar="FILE", help="write the JSON there, too")
     parser.add_argument("--json", action="store_true", help="print figures, comparison and rows as JSON")
+    _add_tasks(parser)
+
+
+def _add_tasks(parser: _Parser) -> None:
+    parser.add_argument(
+        "--lm-eval", metavar="TASKS", help="ask tasks of lm-evaluation-harness, with commas, instead of rows"
+    )
+    tasks = parser.add_argument_group("with --lm-eval")
+    tasks.add_argument("--include", metavar="FOLDER", help="tasks of your own, as the harness's YAML files")
+    tasks.add_argument("--num-fewshot", type=_count, metavar="N", help="examples to show (default: by task)")
+    tasks.add_argument("--batch-size", type=_positive, default=1, help="requests at a time (default: 1)")
 
 
 def _positive(text: str) -> int:
@@ -352,6 +458,16 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number (got {text!r})")
     return number
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535 (got {text!r})")
+    return int(text)
 
 
 def _positive_or_auto(text: str) -> Any:

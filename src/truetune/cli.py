@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     except TruetuneError as error:
         if options.traceback:
             raise
-        from truetune.console import show_error
+        from truetune.console.output import show_error
 
         show_error(error)
         return error.exit_status
@@ -45,11 +45,16 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "plan": ("training", "plan"),
     "find-lr": ("training", "find_lr"),
     "verify": ("training", "verify"),
+    "runs": ("runs", "runs"),
+    "compare": ("runs", "compare"),
+    "sweep": ("runs", "sweep"),
     "generate": ("asking", "generate"),
     "chat": ("asking", "chat"),
     "eval": ("evaluation", "evaluate"),
+    "report": ("report", "report"),
     "merge": ("trained", "merge"),
     "export": ("trained", "export"),
+    "serve": ("serving", "serve"),
     "check": ("data", "check"),
     "prepare": ("data", "prepare"),
     "inspect": ("data", "inspect"),

@@ -48,6 +48,7 @@ def test_auto_takes_unsloth_where_everything_speaks_for_it() -> None:
         ({"adapter.target_modules": r".*_proj"}, GPU, "regular expression"),
         ({"training.precision": "fp32"}, GPU, "fp32"),
         ({"adapter.method": "full"}, GPU, "LoRA"),
+        ({"evaluation.generate": 5}, GPU, "evaluation.generate"),
     ],
 )
 def test_auto_takes_trl_and_says_why(settings: dict[str, Any], situation: Situation, reason: str) -> None:

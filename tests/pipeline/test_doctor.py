@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hub import TOKEN, running_hub
-from truetune.console import show_doctor
+from truetune.console.models import show_doctor
 from truetune.pipeline.doctor import hardware
 from truetune.pipeline.doctor.child import NEEDS
 from truetune.pipeline.doctor.diagnosis import Diagnosis

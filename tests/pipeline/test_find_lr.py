@@ -18,7 +18,7 @@ import truetune
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
 from tiny_runs import LORA, ROWS, Trained, architecture, job
-from truetune.console import curve_lines
+from truetune.console.plans import curve_lines
 from truetune.model.adapter import add_adapter
 from truetune.pipeline.find_lr import RangeTest, compared, range_job
 from truetune.pipeline.find_lr import _train_rising as train_rising

@@ -29,7 +29,7 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    from truetune.console import ask, show
+    from truetune.console.output import ask, show
     from truetune.inference.chat import Chat
 
     sampling, tools = _sampling(options), _tools(options)
@@ -53,7 +53,7 @@ class _Talk:
 
     def take(self, line: str) -> None:
         """One line; a mistake of the user's is told, and the conversation goes on."""
-        from truetune.console import show_error
+        from truetune.console.output import show_error
 
         try:
             self._take(line)
@@ -61,7 +61,7 @@ class _Talk:
             show_error(error)
 
     def _take(self, line: str) -> None:
-        from truetune.console import show
+        from truetune.console.output import show
 
         command, _, rest = line.partition(" ")
         match command, rest.strip():
@@ -90,7 +90,7 @@ class _Talk:
                 self._ask(line, role="user")
 
     def _ask(self, text: str, *, role: str) -> None:
-        from truetune.console import show
+        from truetune.console.output import show
 
         answer = _spoken(self._chat.stream(text, role=role))
         for call in answer.tool_calls:
@@ -131,7 +131,8 @@ _EVALUATE = "truetune eval compares both models on rows"
 
 
 def _answer_file(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.pipeline.generate import answer_file
 
     with closing(ConsoleListener()) as listener:
@@ -172,7 +173,7 @@ def _example(
 
 
 def _show_json(model: "TrainedModel", example: "Example", sampling: "Sampling", *, compares: bool) -> None:
-    from truetune.console import show_json
+    from truetune.console.output import show_json
 
     document = model.generate_batch([example], sampling=sampling)[0].as_json()
     if compares:
@@ -184,7 +185,7 @@ def _show_json(model: "TrainedModel", example: "Example", sampling: "Sampling", 
 
 
 def _show_answer(model: "TrainedModel", example: "Example", sampling: "Sampling", *, compares: bool) -> None:
-    from truetune.console import show, show_table
+    from truetune.console.output import show, show_table
 
     if compares:
         tuned = model.generate_batch([example], sampling=sampling)[0]
@@ -205,7 +206,7 @@ def _base_answer(model: "TrainedModel", example: "Example", sampling: "Sampling"
 
 def _spoken(pieces: "Generator[str, None, Answer]") -> "Answer":
     """Shows an answer as it is said; the whole of it."""
-    from truetune.console import show, show_piece
+    from truetune.console.output import show, show_piece
 
     while True:
         try:
@@ -251,7 +252,7 @@ def _read_json(path: str, option: str) -> Any:
 
 
 def _trained(options: argparse.Namespace) -> "TrainedModel":
-    from truetune.console import ConsoleListener
+    from truetune.console.listener import ConsoleListener
     from truetune.inference.generate import load_trained
 
     with closing(ConsoleListener()) as listener:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def check(options: argparse.Namespace) -> int:
     from truetune.config.schema import NO_MODEL
-    from truetune.console import ConsoleListener, show_json, show_report
+    from truetune.console.findings import show_report
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show_json
     from truetune.pipeline.check import check_rows
 
     if options.explain:
@@ -46,7 +48,8 @@ def check(options: argparse.Namespace) -> int:
 
 def _fix(options: argparse.Namespace) -> int:
     from truetune.config.schema import NO_MODEL
-    from truetune.console import ConsoleListener, show, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.pipeline.fix import fix_rows
 
     values = dict(map(_value, options.set))
@@ -79,7 +82,8 @@ def _fixed(fixed: "Fixed") -> str:
 
 
 def _explain(code: str) -> int:
-    from truetune.console import show, show_pages
+    from truetune.console.findings import show_pages
+    from truetune.console.output import show
     from truetune.lint.explain import index, page
     from truetune.lint.selection import rules_of
 
@@ -106,7 +110,9 @@ def _write_sarif(report: "Report", path: Path) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json, show_pieces
+    from truetune.console.findings import show_pieces
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.pipeline.inspect import inspect_rows
 
     listener = ConsoleListener()
@@ -122,7 +128,8 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.pipeline.check import prepare, tell_prepared
 
     with closing(ConsoleListener()) as listener:

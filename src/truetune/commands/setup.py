@@ -9,7 +9,8 @@ from truetune.errors import ConfigError
 
 
 def init(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show
     from truetune.files import write_text
     from truetune.pipeline.init import initial_config
 
@@ -26,7 +27,8 @@ def init(options: argparse.Namespace) -> None:
 
 
 def import_(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_json
     from truetune.files import named_refusals, write_text
     from truetune.migrate.importer import import_file
 
@@ -48,13 +50,14 @@ def import_(options: argparse.Namespace) -> None:
 
 def schema(_: argparse.Namespace) -> None:
     from truetune.config.schema import json_schema
-    from truetune.console import show_json
+    from truetune.console.output import show_json
 
     show_json(json_schema())
 
 
 def models(options: argparse.Namespace) -> None:
-    from truetune.console import show_json, show_model, show_models
+    from truetune.console.models import show_model, show_models
+    from truetune.console.output import show_json
     from truetune.pipeline.models import describe_model, list_models
 
     if options.name:
@@ -69,7 +72,9 @@ def models(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_doctor, show_json
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.models import show_doctor
+    from truetune.console.output import show_json
     from truetune.pipeline.doctor.diagnosis import diagnose
 
     with closing(ConsoleListener()) as listener:

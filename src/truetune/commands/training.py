@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def demo(options: argparse.Namespace) -> None:
-    from truetune.console import ConsoleListener, show, show_table
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show, show_table
     from truetune.pipeline.demo import run_demo
 
     listener = ConsoleListener()
@@ -36,7 +37,9 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_forecast, show_json, show_outline
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show_json
+    from truetune.console.plans import show_forecast, show_outline
 
     with closing(ConsoleListener()) as listener:
         config = load(options, listener, required=())
@@ -76,7 +79,9 @@ def _write_changes(options: argparse.Namespace, found: Any, listener: Any) -> No
 
 
 def find_lr(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_json, show_range_test
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show_json
+    from truetune.console.plans import show_range_test
     from truetune.pipeline.find_lr import find_learning_rate
 
     with closing(ConsoleListener()) as listener:
@@ -89,7 +94,8 @@ def find_lr(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show
 
     with closing(ConsoleListener()) as listener:
         resume = _resume(options)
@@ -127,14 +133,26 @@ def _summary(run: "Run") -> str:
         return "dry run: everything is decided, nothing is written"
     losses = f"loss {run.final_loss:.4f}" if run.final_loss is not None else ""
     validation = f", validation loss {run.eval_loss:.4f}" if run.eval_loss is not None else ""
-    lines = [f"{run.status}: {run.steps} steps, {losses}{validation}", f"run: {run.directory}"]
+    lines = [f"{run.status}: {run.steps} steps, {losses}{validation}", *_best(run), f"run: {run.directory}"]
     if run.adapter:
         lines.append(f'ask it: truetune generate {run.directory} --prompt "…"')
+        lines.append(f"look at it: truetune report {run.directory}")
     return "\n".join(lines)
 
 
+def _best(run: "Run") -> list[str]:
+    """The figure of answers that decided, if one did, and where it was best."""
+    if run.best_metric is None or run.metric_for_best_model in (None, "eval_loss"):
+        return []
+    at, is_kept = f" at step {run.best_step}" if run.best_step else "", run.config.evaluation.load_best_model_at_end
+    kept = ", whose weights these are" if at and run.adapter and is_kept else ""
+    return [f"best {run.metric_for_best_model}: {run.best_metric:.4g}{at}{kept}"]
+
+
 def verify(options: argparse.Namespace) -> int:
-    from truetune.console import ConsoleListener, show_json, show_verification
+    from truetune.console.findings import show_verification
+    from truetune.console.listener import ConsoleListener
+    from truetune.console.output import show_json
     from truetune.pipeline.verify import verify_run
 
     with closing(ConsoleListener()) as listener:

@@ -17,7 +17,7 @@ from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.train import Run, train_run
 from truetune.runs.directory import next_directory
 
-_SHOWN, _BATCH, _LONGEST_ANSWER = 4, 10, 48
+_SHOWN, _LONGEST_ANSWER = 4, 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,14 @@ def _base_model() -> TrainedModel:
 
 
 def _answers(model: TrainedModel, requests: Sequence[str], listener: Listener, *, stage: str) -> list[str]:
-    answers: list[str] = []
-    for start in range(0, len(requests), _BATCH):
-        examples = [model.as_example(request) for request in requests[start : start + _BATCH]]
-        sampling = Sampling(max_new_tokens=_LONGEST_ANSWER)
-        answers += [answer.text for answer in model.generate_batch(examples, sampling=sampling)]
+    """Each request's greedy answer; all are asked together, and told of as they end."""
+    examples = [model.as_example(request) for request in requests]
+    answers: dict[int, str] = {}
+    sampling = Sampling(max_new_tokens=_LONGEST_ANSWER)
+    for number, answer in model.answers(enumerate(examples), sampling=sampling, batch_size=len(requests)):
+        answers[number] = answer.text
         listener.progress(stage, len(answers), len(requests))
-    return answers
+    return [answers[number] for number in range(len(requests))]
 
 
 def _exact(answers: Sequence[str], expected: Sequence[str]) -> float:

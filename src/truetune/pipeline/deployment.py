@@ -28,14 +28,15 @@ def serving_warnings(config: Config, facts: ModelFacts, shape: ModelShape) -> tu
             f"deploy: {config.deploy} cannot serve the adapter that this run would train:\n{_lines(errors)}",
             hint="change these settings, or leave deploy out",
         )
-    return tuple(map(_line, found))
+    return tuple(map(told_obstacle, found))
 
 
 def _lines(found: Sequence[Obstacle]) -> str:
-    return "\n".join(map(_line, found))
+    return "\n".join(map(told_obstacle, found))
 
 
-def _line(obstacle: Obstacle) -> str:
+def told_obstacle(obstacle: Obstacle) -> str:
+    """In a line, for people."""
     return f"{obstacle.setting}: {obstacle.why} ({obstacle.source}): {obstacle.remedy}"
 
 

@@ -73,6 +73,7 @@ class Forecast:
             "num_processes": self.processes,
             "evaluations": plan.amount.evaluations,
             "checkpoints": plan.amount.checkpoints,
+            "answer_tokens": plan.amount.answer_tokens,
             "sequences": len(plan.sequences),
             "packing": plan.is_packed,
             "tokens": self.counts["tokens"],

@@ -20,6 +20,7 @@ _WEIGHTS: Mapping[Kind, tuple[str, ...]] = {
     "model": ("model*.safetensors", "model.safetensors.index.json"),
     "merged": ("model*.safetensors", "model.safetensors.index.json"),
     "gguf": ("*.gguf",),
+    "gguf-adapter": ("*.gguf",),
 }
 _TOKENIZER = (
     "tokenizer.json",
@@ -50,7 +51,7 @@ def kind_of(folder: Path) -> Kind:
 def passed_on(folder: Path, kind: Kind) -> dict[str, Path]:
     """The files that may be passed on, by name: a list of what may, so that nothing unforeseen does."""
     patterns = (*_WEIGHTS[kind], *_TOKENIZER, *_SETTINGS, *_PAPERS)
-    if kind == "gguf":
+    if "gguf" in kind:
         patterns = (*_WEIGHTS[kind], "Modelfile", *_PAPERS)
     found = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink())
     return {path.name: path for path in found if any(fnmatch(path.name, pattern) for pattern in patterns)}

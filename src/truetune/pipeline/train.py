@@ -21,6 +21,8 @@ from truetune.pipeline.backends import open_session, settle
 from truetune.pipeline.check import prepare_for
 from truetune.pipeline.commented import commented_config
 from truetune.pipeline.duration import reckoned_duration
+from truetune.pipeline.evaluation.rows import held_out
+from truetune.pipeline.evaluation.scored_rows import scored_rows
 from truetune.pipeline.fixed_prompts import own_prompts, row_prompts
 from truetune.pipeline.machine import Machine, ask_machine, model_request
 from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs, train_job
@@ -30,12 +32,15 @@ from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable,
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import RunDirectory, next_directory, now, public
 from truetune.training.job import TrainResult
-from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
+from truetune.training.session import Destination, LoadedModel, ScoredRows, Session, Tracking, TrainingRows
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A training run: `adapter` is the folder of its weights (of the whole model after full fine-tuning)."""
+    """A training run: `adapter` is the folder of its weights (of the whole model after full fine-tuning).
+
+    `best_metric` is the best value of `metric_for_best_model`, at `best_step`, whether or not its weights were kept.
+    """
 
     directory: Path
     config: Config
@@ -45,6 +50,9 @@ class Run:
     eval_loss: float | None
     adapter: Path | None
     stopped_by: str | None = None
+    metric_for_best_model: str | None = None
+    best_metric: float | None = None
+    best_step: int | None = None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -71,6 +79,9 @@ def open_run(path: str | Path) -> Run:
         eval_loss=record.get("eval_loss"),
         adapter=directory.path / adapter if adapter else None,
         stopped_by=record.get("stopped_by"),
+        metric_for_best_model=record.get("metric_for_best_model"),
+        best_metric=record.get("best_metric"),
+        best_step=record.get("best_step"),
     )
 
 
@@ -104,6 +115,7 @@ def train_run(
         prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
         training = _Training(config, directory, machine, prepared, resume_from, listener)
         training.tell_plan()
+        training.score_answers(source, formatting)
         if dry_run:
             return Run(directory.path, training.plan.config, "dry run", 0, None, None, None)
         if machine.num_processes > 1:
@@ -151,7 +163,15 @@ class _Training:
         self.resume_from = resume_from
         self.listener = listener
         self.plan = plan_run(config, machine=machine, prepared=prepared)
+        self._scored: ScoredRows | None = None
         self._has_begun = False
+
+    def score_answers(self, source: Rows | None, formatting: Formatting | None) -> None:
+        """Chooses the validation rows that are answered while it trains, if any are asked for."""
+        if self.config.evaluation.generate:
+            held = held_out(self.config, self.prepared, source=source, formatting=formatting, listener=self.listener)
+            context, folder = self.machine.facts.context_length, self.directory.answers
+            self._scored = scored_rows(held, context_length=context, folder=folder, listener=self.listener)
 
     def run(self, own_rows: Iterable[Record] | None, callbacks: Sequence[Any]) -> None:
         """From the base's weights to verified ones; what was there before goes only when the model has loaded."""
@@ -159,7 +179,7 @@ class _Training:
         try:
             model = self._load(session)
             if self.resume_from is None:
-                self.directory.clear(data=self.config.data.path)
+                self.directory.clear(data=self.config.data.path, base=self.config.model.name_or_path)
             self._write_start(model, own_rows)
             self._train(session, model, callbacks)
         except BaseException as error:
@@ -227,7 +247,7 @@ class _Training:
             identity=self._identity(model),
         )
         tokenizer = with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template)
-        rows = TrainingRows(self.plan.sequences, self.prepared.validation, tokenizer)
+        rows = TrainingRows(self.plan.sequences, self.prepared.validation, tokenizer, self._scored)
         tracking = Tracking(self.directory.path, logging.logging_dir, logging.project)
         result = session.train(job, rows, tracking, callbacks)
         outcome = {**asdict(result), "ended": now()}
@@ -303,6 +323,7 @@ class _Training:
             },
             total_steps=plan.steps.total_steps,
             effective_batch_size=plan.steps.effective_batch_size,
+            config=config.model_dump(mode="json"),
             settings=[asdict(choice) for choice in plan.settings],
             planned=self._planned(),
         )

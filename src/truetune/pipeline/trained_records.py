@@ -11,8 +11,8 @@ from typing import Any
 from truetune.config.load import load_config
 from truetune.config.schema import Config, SourceConfig
 from truetune.errors import TruetuneError
-from truetune.inference.prompt_format import FILE as PROMPT_FORMAT
-from truetune.inference.prompt_format import PromptFormat, read_prompt_format
+from truetune.inference import prompt_format
+from truetune.inference.prompt_format import PromptFormat, find_prompt_format
 from truetune.model.source import DEMO
 from truetune.runs.directory import RunDirectory
 from truetune.runs.trained import run_of
@@ -40,7 +40,6 @@ def read_records(folder: Path, *, trained: Path | None = None) -> Records:
     """The records of a folder of weights; what is missing or damaged is left out, and told as not known."""
     trained = trained or folder
     run = run_of(trained)
-    homes = [trained, folder, *([run.adapter, run.model] if run else [])]
     return Records(
         folder=folder,
         trained=trained,
@@ -48,7 +47,7 @@ def read_records(folder: Path, *, trained: Path | None = None) -> Records:
         record=document(run.record) if run else {},
         config=_config(run),
         report=document(run.data_report) if run else {},
-        prompt_format=next((found for home in homes if (found := _prompt_format(home))), None),
+        prompt_format=next((found for home in (trained, folder) if (found := _prompt_format(home))), None),
     )
 
 
@@ -57,10 +56,8 @@ def recorded_base(records: Records) -> tuple[str | None, str | None]:
     model = records.record.get("model") or {}
     if model.get("name_or_path"):
         return model["name_or_path"], model.get("revision")
-    if records.prompt_format:
-        return records.prompt_format.base_model, records.prompt_format.revision
-    settings = document(records.trained / "adapter_config.json")
-    return settings.get("base_model_name_or_path") or None, settings.get("revision")
+    name, revision = prompt_format.recorded_base(records.trained, records.prompt_format)
+    return name or None, revision
 
 
 def local_paths(records: Records) -> list[str]:
@@ -117,5 +114,5 @@ def _config(run: RunDirectory | None) -> Config | None:
 
 def _prompt_format(folder: Path) -> PromptFormat | None:
     with suppress(TruetuneError):
-        return read_prompt_format(folder) if (folder / PROMPT_FORMAT).is_file() else None
+        return find_prompt_format(folder)
     return None

@@ -57,7 +57,9 @@ _EXTRAS: Mapping[str, tuple[str, str]] = {
     "trackio": ("trackio", "log runs to Trackio's dashboard on this machine (logging.report_to: trackio)"),
     "gguf": ("gguf", "take .gguf files as models, the demo model among them, and export them"),
     "llama-cpp": ("xllamacpp", "check exported .gguf files in llama.cpp, and store them in four to six bits"),
+    "serve": ("fastapi", "serve a model with `transformers serve` (truetune serve --server transformers)"),
     "eval": ("rouge-score", "score answers by ROUGE-L and BLEU (truetune eval --metrics rouge_l,bleu)"),
+    "lm-eval": ("lm-eval", "ask tasks of lm-evaluation-harness (truetune eval --lm-eval arc_easy)"),
     "unsloth": ("unsloth", "train with Unsloth's kernels on an NVIDIA GPU (best in an environment of its own)"),
 }
 _DEMO = Extra(

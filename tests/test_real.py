@@ -104,6 +104,7 @@ def test_the_demo_models_package_is_never_imported() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.timeout(900)  # Five minutes on two slow, busy cores: eighty answers of a real model.
 def test_the_demo_shows_both_models_and_leaves_a_run_to_talk_to(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "truetune", "demo", "--output-dir", str(tmp_path / "demo"), "max_steps=2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

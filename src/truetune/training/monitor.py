@@ -231,6 +231,20 @@ class Stopwatch:
         return steps * self._timed_seconds / (self._steps - 1) if self._steps > 1 else math.nan
 
 
+class NewestEvaluation:
+    """The last evaluation in a history that grows: each of its lines is looked at once, however long the run is."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._line: Mapping[str, Any] = {}
+
+    def of(self, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Its line; an empty one where there was none yet."""
+        evaluated = [line for line in history[self._seen :] if "eval_loss" in line]
+        self._seen, self._line = len(history), evaluated[-1] if evaluated else self._line
+        return self._line
+
+
 def tell_step(
     listener: Listener,
     state: TrainerState,
@@ -238,10 +252,10 @@ def tell_step(
     watch: Stopwatch,
     *,
     args: TrainingArguments,
+    evaluated: Mapping[str, Any],
     learning_rate: float | None,
 ) -> None:
-    """Tells the listener of the step just done."""
-    evaluated: Mapping[str, Any] = next((line for line in reversed(state.log_history) if "eval_loss" in line), {})
+    """Tells the listener of the step just done; `evaluated` is the line of the newest evaluation."""
     listener.step(
         StepEvent(
             step=state.global_step,

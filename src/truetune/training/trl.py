@@ -45,6 +45,7 @@ from truetune.training.job import TrainJob, TrainResult
 from truetune.training.monitor import (
     EarlyStopping,
     MetricsCallback,
+    NewestEvaluation,
     NonFiniteGuard,
     SignalCallback,
     Stopwatch,
@@ -81,6 +82,7 @@ class Engine(SFTTrainer):
         self.scorer = scorer
         self.watch = Stopwatch()
         self._guard = NonFiniteGuard()
+        self._evaluated = NewestEvaluation()
         self._guarded_step = 0
         self._step = Step()
         self._restore_random = random_state()
@@ -283,7 +285,15 @@ class Engine(SFTTrainer):
         self._guarded_step = self.state.global_step
         self._logged = self._logged.plus(counts)
         self.watch.end(counts.tokens)
-        tell_step(self.listener, self.state, loss, self.watch, args=self.args, learning_rate=learning_rate)
+        tell_step(
+            self.listener,
+            self.state,
+            loss,
+            self.watch,
+            args=self.args,
+            evaluated=self._evaluated.of(self.state.log_history),
+            learning_rate=learning_rate,
+        )
         self._guard.check(
             step=self.state.global_step,
             loss=loss,

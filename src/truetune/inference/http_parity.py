@@ -10,14 +10,13 @@ from http.client import HTTPException
 from typing import Any
 
 from truetune.errors import BackendError
-from truetune.inference.parity import Fixture, Fixtures
+from truetune.inference.parity import Fixture, Fixtures, rounding_at
 from truetune.inference.servers import Server
 from truetune.listener import Listener
 from truetune.model.fixtures import MAX_NEW_TOKENS
 
 # No proxy: the server is this machine's.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_EPS: Mapping[str, float] = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
 _LARGEST_LOGIT = 32.0
 """What the largest logit is taken for, which no server tells: those of language models are some tens."""
 
@@ -132,7 +131,7 @@ def replay_over_http(
 
     `dtype` is torch's name of what the server computes in at its coarsest. BackendError if it refuses a request.
     """
-    bound = rounding_bound(fixtures.dtype, dtype)
+    bound = rounding_at(_LARGEST_LOGIT, fixtures.dtype, dtype)
     asker = _Asker(endpoint, server, reader)
     found = []
     for number, fixture in enumerate(fixtures.fixtures, start=1):
@@ -149,11 +148,6 @@ def replay_over_http(
         first_difference=next((each.told for each in sorted(other, key=lambda one: one.is_tie)), None),
         adds_system=asker.adds_system,
     )
-
-
-def rounding_bound(*dtypes: str) -> float:
-    """By how many logits a token may lead that rounding puts second, as `parity.rounding` has it of known logits."""
-    return max(1e-4, 4 * max(_EPS[name] for name in dtypes)) * _LARGEST_LOGIT
 
 
 # --- one prompt -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ __all__ = [
     "read_fixtures",
     "replay",
     "rounding",
+    "rounding_at",
     "told",
     "told_answers",
 ]
@@ -153,7 +154,12 @@ def _unknown(model: Any, fixture: Fixture) -> str | None:
 
 
 def rounding(logits: Any, *dtypes: str) -> float:
-    """By how much two logits may move against each other where nothing but rounding differs.
+    """By how much two logits may move against each other where nothing but rounding differs: `rounding_at`."""
+    return rounding_at(float(logits.abs().max()), *dtypes)
+
+
+def rounding_at(largest: float, *dtypes: str) -> float:
+    """The same of logits of which `largest` is the largest, computed in these of torch's dtypes.
 
     A few units in the last place of the coarser dtype, at the size of the largest logit, as in `model/probe.py`. Of
     the 8 units that a single logit has there, half: what moves all logits alike leaves leads as they are. Measured on
@@ -162,7 +168,7 @@ def rounding(logits: Any, *dtypes: str) -> float:
     import torch
 
     eps: float = max(torch.finfo(getattr(torch, name)).eps for name in dtypes)
-    return max(1e-4, 4 * eps) * float(logits.abs().max())
+    return max(1e-4, 4 * eps) * largest
 
 
 def _short(text: str, limit: int = 60) -> str:

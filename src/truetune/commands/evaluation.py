@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from truetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from truetune.inference.bootstrap import Comparison
+    from truetune.listener import Listener
     from truetune.pipeline.evaluation.evaluate import EvaluationSettings
     from truetune.pipeline.evaluation.result import Evaluation, Figures, Thresholds
 
@@ -20,28 +21,17 @@ _EXCERPT = 80
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    """On rows, or on tasks; what becomes of the result is the same."""
     from truetune.commands import tasks
-
-    tasks.require_fitting(options)
-    thresholds = _thresholds(options)
-    return evaluate_rows(options, thresholds) if options.lm_eval is None else tasks.evaluate(options, thresholds)
-
-
-def evaluate_rows(options: argparse.Namespace, thresholds: "Thresholds") -> int:
     from truetune.console.listener import ConsoleListener
     from truetune.console.output import show_json
     from truetune.files import named_refusals, write_json
-    from truetune.pipeline.evaluation.evaluate import evaluate_run
 
+    tasks.require_fitting(options)
+    thresholds = _thresholds(options)
+    measured, show = (_on_rows, _show) if options.lm_eval is None else (tasks.measured, tasks.show)
     with closing(ConsoleListener()) as listener:
-        found = evaluate_run(
-            options.run_directory,
-            data=options.data,
-            settings=_settings(options, thresholds),
-            base_model=options.base,
-            device=options.device,
-            listener=listener,
-        )
+        found: Any = measured(options, thresholds, listener)
         for missed in found.missed:
             listener.warn(f"threshold missed: {missed}")
     if options.output:
@@ -50,8 +40,21 @@ def evaluate_rows(options: argparse.Namespace, thresholds: "Thresholds") -> int:
     if options.json:
         show_json(found.as_json())
     else:
-        _show(found)
+        show(found)
     return 1 if found.missed else 0
+
+
+def _on_rows(options: argparse.Namespace, thresholds: "Thresholds", listener: "Listener") -> "Evaluation":
+    from truetune.pipeline.evaluation.evaluate import evaluate_run
+
+    return evaluate_run(
+        options.run_directory,
+        data=options.data,
+        settings=_settings(options, thresholds),
+        base_model=options.base,
+        device=options.device,
+        listener=listener,
+    )
 
 
 def _thresholds(options: argparse.Namespace) -> "Thresholds":

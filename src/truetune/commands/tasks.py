@@ -2,13 +2,13 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from truetune.listener import Listener
     from truetune.pipeline.evaluation.result import Thresholds
     from truetune.pipeline.evaluation.task_result import TaskEvaluation, TaskFigure
 
@@ -32,10 +32,7 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
-def evaluate(options: argparse.Namespace, thresholds: "Thresholds") -> int:
-    from truetune.console.listener import ConsoleListener
-    from truetune.console.output import show_json
-    from truetune.files import named_refusals, write_json
+def measured(options: argparse.Namespace, thresholds: "Thresholds", listener: "Listener") -> "TaskEvaluation":
     from truetune.pipeline.evaluation.tasks import TaskSettings, evaluate_on_tasks
 
     settings = TaskSettings(
@@ -47,31 +44,20 @@ def evaluate(options: argparse.Namespace, thresholds: "Thresholds") -> int:
         compares_base=not options.no_base,
         thresholds=thresholds,
     )
-    with closing(ConsoleListener()) as listener:
-        found = evaluate_on_tasks(
-            options.run_directory, settings, base_model=options.base, device=options.device, listener=listener
-        )
-        for missed in found.missed:
-            listener.warn(f"threshold missed: {missed}")
-    if options.output:
-        with named_refusals(Path(options.output)):
-            write_json(Path(options.output), found.as_json())
-    if options.json:
-        show_json(found.as_json())
-    else:
-        _show(found)
-    return 1 if found.missed else 0
+    return evaluate_on_tasks(
+        options.run_directory, settings, base_model=options.base, device=options.device, listener=listener
+    )
 
 
-def _show(found: "TaskEvaluation") -> None:
-    from truetune.console.output import show, show_table
+def show(found: "TaskEvaluation") -> None:
+    from truetune.console import output
 
     columns = ["task", "shots", "documents", "metric", "tuned"]
     columns += ["base", "difference (95 %)"] if any(each.base is not None for each in found.figures) else []
-    show_table("lm-evaluation-harness", columns, list(_lines(found)))
-    show(found.proof.told())
+    output.show_table("lm-evaluation-harness", columns, list(_lines(found)))
+    output.show(found.proof.told())
     if found.path:
-        show(f"all of it: {found.path}")
+        output.show(f"all of it: {found.path}")
 
 
 def _lines(found: "TaskEvaluation") -> Iterator[tuple[str, ...]]:

@@ -51,6 +51,10 @@ class Metric:
         """The figure of each row by itself, NaN where the metric does not apply."""
         return np.array([self.figure(row) for row in statistics], dtype=np.float64)
 
+    def row_scores(self, statistics: Statistics) -> list[float | None]:
+        """The same for JSON, which has no NaN: None where the metric does not apply."""
+        return [float(figure) if np.isfinite(figure) else None for figure in self.row_figures(statistics)]
+
 
 def mean(sums: Statistics) -> float:
     """Of a sum of values and their number; NaN of none."""

@@ -1,7 +1,6 @@
 """Answers while it trains: the last answers of a few validation rows, generated at evaluations, scored and kept."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -82,9 +81,9 @@ class AnswerScorer:
         self, answers: Sequence[Row], texts: Sequence[str], found: Mapping[Metric, Statistics], step: int
     ) -> None:
         """A line for each row, written whole or not at all; what a step was answered before is replaced."""
-        figures = {metric.name: metric.row_figures(statistics) for metric, statistics in found.items()}
+        scores = {metric.name: metric.row_scores(statistics) for metric, statistics in found.items()}
         lines = (
-            {"step": step, **_line(*each), "scores": {name: _number(of[n]) for name, of in figures.items()}}
+            {"step": step, **_line(*each), "scores": {name: of[n] for name, of in scores.items()}}
             for n, each in enumerate(zip(self._scored.rows, answers, texts, strict=True))
         )
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
@@ -117,8 +116,3 @@ def _frequencies_kept(model: Any) -> Iterator[None]:
         for module, values, buffers in kept:
             vars(module).update(values)
             module._buffers.update(buffers)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if math.isfinite(value) else None

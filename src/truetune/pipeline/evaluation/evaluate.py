@@ -292,7 +292,7 @@ class _Evaluator:
 
     def _answered(self, tuned: _Measured, base: _Measured | None) -> Iterator[Answered]:
         scores = {
-            each.name: each.row_figures(self._statistics(each, _texts(tuned))) for each in self.questions.metrics
+            each.name: each.row_scores(self._statistics(each, _texts(tuned))) for each in self.questions.metrics
         }
         for index, (row, answer) in enumerate(zip(self.questions.asked, tuned.answers, strict=True)):
             yield Answered(
@@ -302,7 +302,7 @@ class _Evaluator:
                 expected=row.expected.text or json.dumps([asdict(call) for call in row.expected.calls]),
                 answer=answer.text,
                 stop_reason=answer.stop_reason,
-                scores={name: _number(found[index]) for name, found in scores.items()},
+                scores={name: found[index] for name, found in scores.items()},
                 base_answer=base.answers[index].text if base else None,
                 reference_answer=self.questions.reference[index] if self.questions.reference else None,
             )
@@ -328,10 +328,6 @@ def _each_once(values: NDArray[np.float64]) -> Statistics:
 
 def _texts(measured: _Measured) -> list[str]:
     return [answer.text for answer in measured.answers]
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _forgotten(tuned: _Measured, base: _Measured | None) -> Forgetting | None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import truetune
+from commanded import printed_json, refusal
 from conftest import CHATML, byte_tokenizer, tiny_model
 from tiny_runs import architecture, base_in, digests, trained
-from truetune.cli import main
 from truetune.inference.go_template import render_go
 from truetune.inference.ollama import as_ollama, parse_modelfile
 
@@ -30,20 +30,11 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    """What the command prints as JSON, once it has succeeded."""
-    capsys.readouterr()
-    status = main(["export", *map(str, words), "--json"])
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    document: dict[str, Any] = json.loads(printed.out)
-    return document
+    return printed_json(capsys, "export", *words)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    capsys.readouterr()
-    status = main(["export", *map(str, words)])
-    assert status
-    return status, capsys.readouterr().err
+    return refusal(capsys, "export", *words)
 
 
 def test_an_adapter_is_merged_and_has_its_training_s_answers_in_llama_cpp(

@@ -8,26 +8,17 @@ from typing import Any
 import pytest
 
 import truetune
+from commanded import printed_json, refusal
 from tiny_runs import base_in, digests, trained
-from truetune.cli import main
 from truetune.inference.card import is_untouched
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    """What the command prints as JSON, once it has succeeded."""
-    capsys.readouterr()
-    status = main(["export", *map(str, words), "--to", "gguf-adapter", "--json"])
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    document: dict[str, Any] = json.loads(printed.out)
-    return document
+    return printed_json(capsys, "export", *words, "--to", "gguf-adapter")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    capsys.readouterr()
-    status = main(["export", *map(str, words), "--to", "gguf-adapter"])
-    assert status
-    return status, capsys.readouterr().err
+    return refusal(capsys, "export", *words, "--to", "gguf-adapter")
 
 
 def test_a_run_s_adapter_has_its_training_s_answers_in_llama_cpp(

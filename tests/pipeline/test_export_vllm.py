@@ -8,18 +8,13 @@ from typing import Any
 import pytest
 
 import truetune
+from commanded import printed_json
 from tiny_runs import base_in, trained
 from truetune.cli import main
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    """What the command prints as JSON, once it has succeeded."""
-    capsys.readouterr()
-    status = main(["export", *map(str, words), "--to", "vllm", "--json"])
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    document: dict[str, Any] = json.loads(printed.out)
-    return document
+    return printed_json(capsys, "export", *words, "--to", "vllm")
 
 
 def guided(folder: Path) -> list[str]:

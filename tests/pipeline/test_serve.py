@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import truetune
+from commanded import refusal
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model
 from heard import Heard
 from truetune.cli import main
@@ -164,10 +165,7 @@ def test_weights_in_few_bits_are_served_and_told_to_be_other_ones(run: truetune.
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    capsys.readouterr()
-    status = main(["serve", *map(str, words)])
-    assert status
-    return status, capsys.readouterr().err
+    return refusal(capsys, "serve", *words)
 
 
 @pytest.mark.parametrize("server", SERVER_NAMES)

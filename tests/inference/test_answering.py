@@ -117,7 +117,7 @@ def test_the_batch_is_as_large_as_half_of_the_free_memory_holds() -> None:
     assert a_row == 1000 * (2 * 2 * 2 * 2 * 16 + 4 * 64 + 3 * 64) * 4 + 12 * 261
     chosen = fitting_batch_size(shape, longest=1000, bytes_a_number=4, device="cpu", free=2 * 5 * a_row + 1)
     assert chosen.size == 5
-    assert "GB free on cpu" in chosen.reason
+    assert "half of 28.2 MB free on cpu" in chosen.reason
     assert fitting_batch_size(shape, longest=1000, bytes_a_number=4, device="cpu", free=0).size == 1
 
 

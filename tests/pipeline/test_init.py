@@ -79,7 +79,7 @@ def test_init_writes_a_whole_config_that_tells_rows_tokens_steps_memory_and_time
     head = text.partition("\n\n")[0]
     assert "24 of 24 rows usable: " in head
     assert "24 rows to train, 0 to validate: 48 steps of 2 rows." in head
-    assert " GB at the peak on cpu of " in head
+    assert " MB at the peak on cpu of " in head
     assert "# Time: under a minute, a rough estimate" in head
     assert "# Warning: data: 24" in head
     assert "truetune train FILE" in head

@@ -1,6 +1,7 @@
 """What a machine cannot honour is refused at once, before rows are read and before anything loads (G20)."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_checkpointing_follows_what_is_free_and_the_run_says_the_numbers(
     run, heard = short_run(tiny_base, tmp_path)
     assert run.config.training.gradient_checkpointing is expected
     (line,) = [line for line in heard.lines if line.startswith("training.gradient_checkpointing")]
-    assert "needs about 0.6 GB" in line
+    assert re.search(r"needs about 6\d\d MB", line)
     assert tiny_model().num_parameters() < 100_000
 
 

@@ -136,7 +136,7 @@ def test_the_rank_is_raised_until_two_bits_a_weight_hold_the_learned_tokens(lear
     choice = rank(replace(RUN, learned_tokens=learned, rank_weights=1000))
     assert choice.value == r
     assert ("raised from 16" in choice.reason) == (r > 16)
-    assert f"its {r}k weights hold {2 * r}k tokens" in choice.reason
+    assert f"its {r},000 weights hold {2 * r},000 tokens" in choice.reason
 
 
 def test_a_chosen_rank_is_even_so_that_an_orthogonal_start_can_halve_it() -> None:

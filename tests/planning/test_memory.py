@@ -266,8 +266,6 @@ def test_a_gpus_allocator_holds_nothing_besides_and_a_cpus_does() -> None:
     )
     assert on_gpu.held == 0
     assert on_cpu.held > on_cpu.activations / 2
-    assert on_gpu.on_device("cuda") == on_gpu.peak - on_gpu.framework
-    assert on_cpu.on_device("cpu") == on_cpu.peak
 
 
 def test_weights_that_are_stored_otherwise_are_there_twice_while_they_are_loaded() -> None:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.pipeline.check import Checked
-    from truetune.pipeline.fix import Fixed
 
 
 def check(options: argparse.Namespace) -> int:
@@ -48,8 +47,9 @@ def check(options: argparse.Namespace) -> int:
 
 def _fix(options: argparse.Namespace) -> int:
     from truetune.config.schema import NO_MODEL
+    from truetune.console.findings import show_fixed
     from truetune.console.listener import ConsoleListener
-    from truetune.console.output import show, show_json
+    from truetune.console.output import show_json
     from truetune.pipeline.fix import fix_rows
 
     values = dict(map(_value, options.set))
@@ -59,7 +59,7 @@ def _fix(options: argparse.Namespace) -> int:
     if options.json:
         show_json(fixed.as_json())
     else:
-        show(_fixed(fixed))
+        show_fixed(fixed)
     return 0
 
 
@@ -68,17 +68,6 @@ def _value(text: str) -> tuple[str, str]:
     if not sign or not name.strip():
         raise ConfigError(f"--set {text}: a name and its value are expected", hint="write --set name=Ada")
     return name.strip(), value
-
-
-def _fixed(fixed: "Fixed") -> str:
-    """What was written, changed and left out, a line each."""
-    from truetune.data.catalog import RULES
-
-    changed = [f"changed: {count:,} × {RULES[rule]}" for rule, count in fixed.changes.items()]
-    left_out = [f"left out: {count:,} × {RULES[rule]}" for rule, count in fixed.left_out.items()]
-    left = [f"placeholder left: {count:,} × {{{{{name}}}}}" for name, count in fixed.placeholders_left.items()]
-    written = f"{fixed.rows_written:,} of {fixed.rows_read:,} rows written: {fixed.path}"
-    return "\n".join([*changed, *left_out, *left, written, f"every change: {fixed.changes_path}"])
 
 
 def _explain(code: str) -> int:
@@ -110,21 +99,17 @@ def _write_sarif(report: "Report", path: Path) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    from truetune.console.findings import show_pieces
+    from truetune.console.findings import show_inspected
     from truetune.console.listener import ConsoleListener
-    from truetune.console.output import show, show_json
+    from truetune.console.output import show_json
     from truetune.pipeline.inspect import inspect_rows
 
     listener = ConsoleListener()
     found = inspect_rows(load(options, listener), limit=options.rows)
     if options.json:
         show_json(found.as_json())
-        return
-    for row in found.rows:
-        count = f"{len(row.tokens.input_ids)} tokens, {row.tokens.supervised} learned"
-        show_pieces(f"{row.where}: {count}", row.pieces)
-    for rule, number in found.report.rejected.items():
-        show(f"{number} of {found.report.rows_read} rows left out: {rule}; first: {found.report.first(rule)}")
+    else:
+        show_inspected(found)
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """eval --lm-eval: a trained model and its base on tasks of lm-evaluation-harness."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from truetune.errors import ConfigError
 if TYPE_CHECKING:
     from truetune.listener import Listener
     from truetune.pipeline.evaluation.result import Thresholds
-    from truetune.pipeline.evaluation.task_result import TaskEvaluation, TaskFigure
+    from truetune.pipeline.evaluation.task_result import TaskEvaluation
 
 _OF_ROWS = ("data", "metrics", "regex", "max_new_tokens", "loss_only", "no_forgetting", "reference")
 _OF_TASKS = ("include", "num_fewshot", "batch_size")
@@ -47,43 +47,3 @@ def measured(options: argparse.Namespace, thresholds: "Thresholds", listener: "L
     return evaluate_on_tasks(
         options.run_directory, settings, base_model=options.base, device=options.device, listener=listener
     )
-
-
-def show(found: "TaskEvaluation") -> None:
-    from truetune.console import output
-
-    columns = ["task", "shots", "documents", "metric", "tuned"]
-    columns += ["base", "difference (95 %)"] if any(each.base is not None for each in found.figures) else []
-    output.show_table("lm-evaluation-harness", columns, list(_lines(found)))
-    output.show(found.proof.told())
-    if found.path:
-        output.show(f"all of it: {found.path}")
-
-
-def _lines(found: "TaskEvaluation") -> Iterator[tuple[str, ...]]:
-    has_base = any(each.base is not None for each in found.figures)
-    for each in found.figures:
-        facts = found.tasks[each.task]
-        of = "" if facts.documents is None or facts.documents == facts.of else f" of {facts.of:,}"
-        documents = "" if facts.documents is None else f"{facts.documents:,}{of}"
-        shots = "" if facts.num_fewshot is None else str(facts.num_fewshot)
-        line = (each.task, shots, documents, _metric(each), _figure(each.tuned, each.stderr))
-        yield (*line, _figure(each.base, each.base_stderr), _difference(each)) if has_base else line
-
-
-def _metric(figure: "TaskFigure") -> str:
-    return figure.metric if figure.filter == "none" else f"{figure.metric}, {figure.filter}"
-
-
-def _figure(value: float | None, stderr: float | None) -> str:
-    """The harness's standard error behind ±."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if stderr is None else f"{value:.4g} ± {stderr:.2g}"
-
-
-def _difference(figure: "TaskFigure") -> str:
-    if figure.comparison is None:
-        return "" if figure.base is None else f"{figure.tuned - figure.base:+.3f}"
-    low, high = figure.comparison.interval
-    return f"{figure.comparison.difference:+.3f} ({low:+.3f} to {high:+.3f})"

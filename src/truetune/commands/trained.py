@@ -7,6 +7,7 @@ from contextlib import closing
 def merge(options: argparse.Namespace) -> None:
     from truetune.console.listener import ConsoleListener
     from truetune.console.output import show, show_json
+    from truetune.figures import byte_size
     from truetune.pipeline.delivery.merge import merge_run
 
     with closing(ConsoleListener()) as listener:
@@ -22,7 +23,7 @@ def merge(options: argparse.Namespace) -> None:
     if options.json:
         show_json(merged.as_json())
     else:
-        size = f"{merged.tensors} tensors in {merged.dtype}, {merged.bytes / 1e9:,.2f} GB, {merged.shards} file(s)"
+        size = f"{merged.tensors} tensors in {merged.dtype}, {byte_size(merged.bytes)}, {merged.shards} file(s)"
         show(f'merged: {merged.path} ({size})\nask it: truetune generate {merged.path} --prompt "…"')
 
 

@@ -12,24 +12,35 @@ from truetune.console.output import show
 
 if TYPE_CHECKING:
     from truetune.data.rules import Problem, Report
+    from truetune.pipeline.fix import Fixed
+    from truetune.pipeline.inspect import Inspection
     from truetune.pipeline.verify import Verification
 
 
-def show_pieces(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
-    """A row's text, learned pieces in green on a terminal and between « » elsewhere."""
+def show_inspected(found: "Inspection") -> None:
+    """Each row's text with what is learned of it, then the rows that were left out."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{escape(title)}[/]")
+    for row in found.rows:
+        count = f"{len(row.tokens.input_ids)} tokens, {row.tokens.supervised} learned"
+        console.print(f"[bold]{escape(f'{row.where}: {count}')}[/]")
+        console.print(_marked(row.pieces, has_colours=console.is_terminal))
+        console.print()
+    for rule, number in found.report.rejected.items():
+        show(f"{number} of {found.report.rows_read} rows left out: {rule}; first: {found.report.first(rule)}")
+
+
+def _marked(pieces: Sequence[tuple[str, bool]], *, has_colours: bool) -> Text:
+    """The learned pieces in green on a terminal, and between « » elsewhere."""
     text = Text()
     for piece, is_learned in pieces:
-        match is_learned, console.is_terminal:
+        match is_learned, has_colours:
             case True, True:
                 text.append(piece, style="bold green")
             case True, False:
                 text.append(f"«{piece}»")
             case _:
                 text.append(piece, style="dim")
-    console.print(text)
-    console.print()
+    return text
 
 
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
@@ -97,3 +108,17 @@ def show_verification(found: "Verification") -> None:
         )
         show(f"{part.name}: {'; '.join(part.problems) or 'as it was written'}{facts and f' ({facts})'}")
     show(f"{found.path}: {'sound' if found.is_sound else 'not sound'}")
+
+
+def show_fixed(fixed: "Fixed") -> None:
+    """What was changed, left out and written, a line each."""
+    from truetune.data.catalog import RULES
+
+    for rule, count in fixed.changes.items():
+        show(f"changed: {count:,} × {RULES[rule]}")
+    for rule, count in fixed.left_out.items():
+        show(f"left out: {count:,} × {RULES[rule]}")
+    for name, count in fixed.placeholders_left.items():
+        show(f"placeholder left: {count:,} × {{{{{name}}}}}")
+    show(f"{fixed.rows_written:,} of {fixed.rows_read:,} rows written: {fixed.path}")
+    show(f"every change: {fixed.changes_path}")

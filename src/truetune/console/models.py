@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from truetune.console.output import gigabytes, show, show_columns, show_heading, show_pairs, show_section
+from truetune.console.output import show, show_columns, show_heading, show_pairs, show_section
+from truetune.figures import byte_size, short_count
 
 if TYPE_CHECKING:
     from truetune.pipeline.doctor.diagnosis import Diagnosis
@@ -28,25 +29,18 @@ def show_models(models: Sequence["ModelDescription"]) -> None:
 
 def _model_row(model: "ModelDescription") -> tuple[str, ...]:
     template = {True: "yes", False: "no", None: "-"}[model.template]
+    parameters = "-" if model.parameters is None else short_count(model.parameters)
     context = f"{model.context_length:,}" if model.context_length else "-"
-    size = gigabytes(model.bytes) if model.bytes else "-"
+    size = byte_size(model.bytes) if model.bytes else "-"
     needs = ("-" if need is None else _need(need, no=" no") for need in model.needs.values())
-    return (model.name, _millions(model.parameters), size, context, template, model.dtype or "-", *needs)
+    return (model.name, parameters, size, context, template, model.dtype or "-", *needs)
 
 
 def _need(need: "Need", *, yes: str = "", no: str) -> str:
-    return gigabytes(need.peak_bytes) + {True: yes, False: no, None: ""}[need.fits]
+    return byte_size(need.peak_bytes) + {True: yes, False: no, None: ""}[need.fits]
 
 
 _HOW = "at batch 1, rows of 2,048 tokens (or the context), rank 16"
-
-
-def _millions(count: int | None) -> str:
-    if count is None:
-        return "-"
-    if count < 1e6:
-        return f"{count:,}"
-    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
 
 
 def show_model(model: "ModelDescription") -> None:

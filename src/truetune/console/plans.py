@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from truetune.console.output import duration, gigabytes
+from truetune.figures import byte_size, duration
 
 if TYPE_CHECKING:
     from truetune.pipeline.find_lr import RangeTest
@@ -61,8 +61,8 @@ def show_forecast(found: "Forecast") -> None:
     if found.duration:
         about = "by the probe" if found.duration.source == "probe" else "a rough estimate; --probe measures it"
         cost = "" if found.cost is None else f", for {_price(found.cost)} at the price given"
-        console.print(f"time: {_about(found.duration.total)}{cost} ({about})")
-    console.print(f"disk: at most {gigabytes(plan.disk_bytes)} of checkpoints and weights")
+        console.print(f"time: {duration(found.duration.total)}{cost} ({about})")
+    console.print(f"disk: at most {byte_size(plan.disk_bytes)} of checkpoints and weights")
     _show_warnings(console, plan.warnings)
     _show_settings(console, plan.settings)
 
@@ -73,7 +73,7 @@ def show_outline(found: "Outline") -> None:
     size = found.config.training.per_device_train_batch_size
     console.print(f"without rows: {size} at a time, each as long as it may be, {found.length:,} tokens")
     _show_memory(console, found, by="about")
-    console.print(f"disk: {gigabytes(found.checkpoint_bytes)} a checkpoint, with the weights at the end")
+    console.print(f"disk: {byte_size(found.checkpoint_bytes)} a checkpoint, with the weights at the end")
     _show_warnings(console, found.warnings)
     _show_settings(console, found.choices)
     console.print("steps, tokens and time need rows: --data DATA")
@@ -81,17 +81,17 @@ def show_outline(found: "Outline") -> None:
 
 def _show_memory(console: Console, found: "Forecast | Outline", *, by: str) -> None:
     memory = found.as_json()["memory"]
-    free = "" if found.free_memory is None else f", {gigabytes(found.free_memory)} free"
+    free = "" if found.free_memory is None else f", {byte_size(found.free_memory)} free"
     mark = "  [bold red]does not fit[/]" if found.fits is False else ""
-    console.print(f"peak memory on {found.device}: {by} {gigabytes(memory['peak_bytes'])}{free}{mark}")
+    console.print(f"peak memory on {found.device}: {by} {byte_size(memory['peak_bytes'])}{free}{mark}")
     for name, size in memory["parts"].items():
         if size:
-            console.print(f"      {name:<14} {gigabytes(size)}")
+            console.print(f"      {name:<14} {byte_size(size)}")
     if found.changes is None:
         console.print("no change of settings makes it fit: take a smaller model, or a machine with more memory")
     for change in found.changes or ():
         words = " ".join(f"{name}={json.dumps(value)}" for name, value in change.settings.items())
-        console.print(escape(f"to fit: {words} saves {gigabytes(change.saves)}; costs: {change.costs}"))
+        console.print(escape(f"to fit: {words} saves {byte_size(change.saves)}; costs: {change.costs}"))
 
 
 def _show_warnings(console: Console, warnings: Iterable[str]) -> None:
@@ -136,10 +136,6 @@ def curve_lines(curve: "Curve", *, marked: float | None) -> list[str]:
     if marked is not None and 0 <= column(marked) < _PLOT_COLUMNS:
         drawn.append(" " * (9 + column(marked)) + f"↑ {marked:g}")
     return drawn
-
-
-def _about(seconds: float) -> str:
-    return duration(seconds) if seconds >= 1 else "less than a second"
 
 
 def _price(cost: float) -> str:

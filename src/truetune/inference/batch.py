@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from truetune.figures import byte_size
 from truetune.model.hardware import Device, free_memory
 from truetune.model.shape import ModelShape, shape_of
 
@@ -49,10 +50,10 @@ def fitting_batch_size(
     most = _MOST[device]
     fitting = most if free is None else int(free * _SHARE // a_row)
     if fitting >= most:
-        return ChosenSize(most, f"more gain little on {device}; {a_row / 1e6:,.0f} MB a row of {longest:,} tokens")
+        return ChosenSize(most, f"more gain little on {device}; {byte_size(a_row)} a row of {longest:,} tokens")
     return ChosenSize(
         max(1, fitting),
-        f"{a_row / 1e6:,.0f} MB a row of {longest:,} tokens, half of {(free or 0) / 1e9:,.1f} GB free on {device}",
+        f"{byte_size(a_row)} a row of {longest:,} tokens, half of {byte_size(free or 0)} free on {device}",
     )
 
 

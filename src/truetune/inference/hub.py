@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from truetune.errors import BackendError, ConfigError, TruetuneError, first_line
+from truetune.figures import byte_size
 from truetune.listener import Listener
 from truetune.runs.checkpoints import sha256
 from truetune.runs.directory import public
@@ -206,7 +207,7 @@ def upload(files: Mapping[str, Content], target: HubTarget, *, opened: Opened, l
     missing = [name for name, digest in wanted.items() if not digest.is_of(there.get(name))]
     size = sum(wanted[name].size for name in missing)
     listener.say(
-        f"uploading {len(missing)} of {len(files)} files ({size / 1e6:,.1f} MB) to {target.repository}"
+        f"uploading {len(missing)} of {len(files)} files ({byte_size(size)}) to {target.repository}"
         + (f", branch {target.revision}" if target.revision != "main" else "")
         + (f"; {len(files) - len(missing)} are there already" if len(missing) < len(files) else "")
     )

@@ -93,13 +93,13 @@ class ServerProcess:
 _STAGE = "starting the server"
 
 
-def choose_port(host: str, port: int | None) -> int:
+def choose_port(host: str, port: int | None, *, usual: int = _USUAL_PORT) -> int:
     """A port of `host` that is free: the one asked for, the usual one or, with 0 or where that is taken, any.
 
     ConfigError where the one asked for is taken, or `host` is no address of this machine.
     """
     if port is None:
-        return _USUAL_PORT if _bound(host, _USUAL_PORT) else choose_port(host, 0)
+        return usual if _bound(host, usual) else choose_port(host, 0)
     found = _bound(host, port)
     if found is None:
         raise ConfigError(f"port {port} of {host} is taken", hint="stop what listens there, or take any: --port 0")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from truetune.figures import byte_size
 from truetune.model.headers import Headers
 from truetune.model.stored import Weights
 
@@ -94,10 +95,10 @@ def _files(evidence: Evidence) -> Iterator[Oddity]:
             "torch reads them as weights only, and truetune saves safetensors; prefer a repository that has these",
         )
     if weights.form == "gguf" and evidence.headers is not None:
-        size = 4 * evidence.headers.parameters / 1e9
+        size = byte_size(4 * evidence.headers.parameters)
         yield Oddity(
             f"a GGUF file, mostly {evidence.headers.dtype}",
-            f"it is unpacked once, to fp32, into truetune's cache ({size:,.2f} GB); what quantising lost stays lost",
+            f"it is unpacked once, to fp32, into truetune's cache ({size}); what quantising lost stays lost",
         )
 
 

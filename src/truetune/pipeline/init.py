@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from truetune.config.contradictions import contradictions
 from truetune.config.schema import Config, is_named, with_values
+from truetune.figures import byte_size, duration
 from truetune.listener import Listener
 from truetune.pipeline.backends import settle
 from truetune.pipeline.check import prepare_for
@@ -62,10 +63,10 @@ def _head(prepared: PreparedDataset, plan: RunPlan, machine: Machine) -> Iterato
         f"{stats['train_rows']} rows to train, {stats['validation_rows']} to validate: {steps.total_steps} steps of "
         f"{steps.effective_batch_size} {'packs of rows' if plan.is_packed else 'rows'}."
     )
-    free = "" if machine.free_memory is None else f" of {_gigabytes(machine.free_memory)} free"
-    yield f"Memory: about {_gigabytes(plan.memory.peak)} at the peak on {machine.device}{free}, by estimate."
-    if duration := reckoned_duration(plan, machine, prepared):
-        yield f"Time: {_time(duration.total)}, a rough estimate; truetune plan FILE --probe measures it."
+    free = "" if machine.free_memory is None else f" of {byte_size(machine.free_memory, digits=2)} free"
+    yield f"Memory: about {byte_size(plan.memory.peak, digits=2)} at the peak on {machine.device}{free}, by estimate."
+    if reckoned := reckoned_duration(plan, machine, prepared):
+        yield f"Time: {_time(reckoned.total)}, a rough estimate; truetune plan FILE --probe measures it."
     for warning in plan.warnings:
         yield from textwrap.wrap(f"Warning: {warning}", WIDTH - 2, subsequent_indent="  ")
     yield ""
@@ -75,11 +76,5 @@ def _head(prepared: PreparedDataset, plan: RunPlan, machine: Machine) -> Iterato
     yield "    # yaml-language-server: $schema=truetune.schema.json"
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
-
-
 def _time(seconds: float) -> str:
-    if seconds < 60:
-        return "under a minute"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return "under a minute" if seconds < 60 else duration(seconds)

@@ -7,6 +7,7 @@ size, the warm-up.
 from dataclasses import dataclass
 from typing import Literal
 
+from truetune.figures import byte_size, short_count
 from truetune.planning.memory import Memory
 from truetune.planning.rules import Rule, Situation, Value, bounds_for, guide_range, rule_for
 
@@ -44,8 +45,8 @@ def rank(situation: Situation) -> Choice:
     while held * r < situation.learned_tokens and r < usual["r"].high:
         r *= 2
     raised = f", raised from {least}" if r > least else ""
-    learned = _short(situation.learned_tokens)
-    holds = f"its {_short(r * weights)} weights hold {_short(held * r)} tokens, here {learned}"
+    learned = short_count(situation.learned_tokens)
+    holds = f"its {short_count(r * weights)} weights hold {short_count(held * r)} tokens, here {learned}"
     return _choice(rule, r, f"{situation.rows:,} rows, {_size(situation)}{raised}", holds)
 
 
@@ -250,24 +251,19 @@ def gradient_checkpointing(kept: Memory, checkpointed: Memory, *, free: int | No
 
     A quarter is left over: the estimates are good to that.
     """
-    name, needs = "training.gradient_checkpointing", f"needs about {_gigabytes(kept.peak)}"
+    name, needs = "training.gradient_checkpointing", f"needs about {byte_size(kept.peak, digits=2)}"
     if free is None:
         return Choice(name, False, f"{needs}; what is free is not known here")
-    needs = f"{needs} of {_gigabytes(free)} free"
+    needs = f"{needs} of {byte_size(free, digits=2)} free"
     if leaves_room(kept, free):
         return Choice(name, False, needs)
-    needs = f"{needs}, {_gigabytes(checkpointed.peak)} with checkpointing"
+    needs = f"{needs}, {byte_size(checkpointed.peak, digits=2)} with checkpointing"
     return Choice(name, True, needs if checkpointed.peak <= free else f"{needs}: it may run out of memory")
 
 
 def leaves_room(memory: Memory, free: int) -> bool:
     """True if a quarter of the estimate is left over: the estimates are good to that."""
     return memory.peak * _SPARE <= free
-
-
-def _gigabytes(count: int) -> str:
-    size = count / 1e9
-    return f"{size:.1f} GB" if size < 10 else f"{size:.0f} GB"
 
 
 def optimizer() -> Choice:
@@ -324,13 +320,6 @@ def _beside(rule: Rule) -> str:
 def _size(situation: Situation) -> str:
     billions = situation.parameters / BILLION
     return f"{billions:.2g}B parameters" if billions < 100 else f"{billions:.0f}B parameters"
-
-
-def _short(count: float) -> str:
-    """A count in three figures: 4.88M."""
-    powers = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
-    unit, name = next((each for each in powers if count >= each[0]), (1.0, ""))
-    return f"{count / unit:.3g}{name}"
 
 
 def _schedule(situation: Situation) -> str:

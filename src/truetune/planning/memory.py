@@ -140,10 +140,6 @@ class Memory:
     def peak(self) -> int:
         return sum(self.parts.values())
 
-    def on_device(self, device: Literal["cpu", "cuda", "mps"]) -> int:
-        """The peak as run.json's `peak_memory_bytes` counts it: on CUDA without what its allocator does not hold."""
-        return self.peak - self.framework if device == "cuda" else self.peak
-
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memory:
     """The memory of training a model of this shape so, on each of its devices."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from truetune.config.schema import Config
+from truetune.figures import byte_size, duration
 from truetune.inference.card import Rows
-from truetune.pipeline.trained_records import Records, data_paths, document, is_hub_data, last_name, of
+from truetune.pipeline.trained_records import Records, data_paths, is_hub_data, last_name, of
 from truetune.runs.checkpoints import checkpoint_step, logged_lines
+from truetune.runs.evaluations import stored_evaluations
 
 
 def data_rows(records: Records) -> Iterator[tuple[str, str | None]]:
@@ -117,10 +119,9 @@ def _results_of_checkpoint(folder: Path) -> Iterator[tuple[str, str | None]]:
 
 def evaluation_tables(records: Records) -> Iterator[tuple[str, Rows]]:
     """The figures of evaluations of these weights; what they say of rows stays here."""
-    folder = records.run.evaluations if records.run else None
-    written = folder.glob("*.json") if folder and folder.is_dir() else ()
-    for path in sorted(written, key=lambda path: path.stat().st_mtime):  # The last on the same rows is told.
-        found = document(path)
+    stored = stored_evaluations(records.run) if records.run else []
+    # The last on the same rows is told.
+    for found in (each.document for each in reversed(stored) if not each.is_of_tasks):
         weights = of(found, "record", "weights")
         if weights and Path(weights).absolute() == records.trained.absolute():
             data = str(found.get("data") or "rows that are not known")
@@ -152,8 +153,8 @@ def made_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     yield "engine", record.get("backend")
     yield "device", _device(record)
     seconds, peak, rate = (record.get(name) for name in ("seconds", "peak_memory_bytes", "tokens_per_second"))
-    yield "time of training", None if seconds is None else f"{seconds:,.0f} s"
-    yield "peak memory", None if peak is None else f"{peak / 1e9:.2f} GB"
+    yield "time of training", None if seconds is None else duration(seconds)
+    yield "peak memory", None if peak is None else byte_size(peak)
     yield "tokens a second", None if rate is None else f"{rate:,.0f}"
     yield (
         "versions",

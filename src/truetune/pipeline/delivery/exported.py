@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.errors import BackendError, CheckpointError
+from truetune.figures import byte_size
 from truetune.files import write_json
 from truetune.inference.generate import load_trained
 from truetune.inference.llama_cpp import LlamaCppCheck
@@ -53,7 +54,7 @@ class Export:
         """As `truetune export` prints it."""
         kind = f"{self.quantization}, " if self.quantization else ""
         on = f", on {self.base}" if self.base else ""
-        lines = [f"exported: {self.path} ({kind}{self.bytes / 1e6:,.1f} MB)", f"{told_check(self.check)}{on}"]
+        lines = [f"exported: {self.path} ({kind}{byte_size(self.bytes)})", f"{told_check(self.check)}{on}"]
         return [*lines, f"run it: {self.command}"] if self.command else lines
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.errors import BackendError, CheckpointError, ConfigError, TruetuneError
+from truetune.figures import byte_size
 from truetune.files import free_bytes, named_refusals, require_place, write_json
 from truetune.inference.parity import FILE as PARITY
 from truetune.inference.parity import Fixtures, Parity, as_json, read_fixtures, replay, told
@@ -176,7 +177,7 @@ def _require_room(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
         raise CheckpointError(
-            f"{out}: the merged model takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on its disk",
+            f"{out}: the merged model takes {byte_size(needed)}, and {byte_size(free)} are free on its disk",
             hint="make space there, or write elsewhere",
         )
 

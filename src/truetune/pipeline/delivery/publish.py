@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from truetune.errors import CheckpointError, ConfigError
+from truetune.figures import byte_size
 from truetune.inference.card import BaseFacts, CardFacts, Kind, is_untouched, model_card, sealed
 from truetune.inference.hub import (
     CARD,
@@ -79,7 +80,7 @@ class Published:
         who = "private" if there.is_private else "public"
         return [
             f"on the hub: {there.url} ({who}, commit {there.commit[:8]}; {card})",
-            f"sent: {len(there.sent)} files, {there.bytes_sent / 1e6:,.1f} MB; there already: {len(there.skipped)}; "
+            f"sent: {len(there.sent)} files, {byte_size(there.bytes_sent)}; there already: {len(there.skipped)}; "
             "all read back",
         ]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from truetune.data.cache import cached, code_digest, digest, file_digest
 from truetune.errors import TruetuneError
+from truetune.figures import byte_size
 from truetune.files import write_json
 from truetune.inference.converter import PROGRAM as CONVERTER
 from truetune.inference.gguf import GgufModel, require_exportable
@@ -188,7 +189,7 @@ def _kept(opened: Opened, wanted: Wanted, kind: str, build: Callable[[Path], Non
         on_wait=lambda: listener.say("another process is making the files to serve: waiting for it"),
     )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    listener.say(f"kept for the next time: {folder} ({size / 1e6:,.1f} MB)")
+    listener.say(f"kept for the next time: {folder} ({byte_size(size)})")
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from truetune.environment import spinning_threads, usable_threads
+from truetune.figures import byte_size
 from truetune.listener import Listener
 from truetune.model.source import cache_directory
 from truetune.pipeline.doctor import hardware
@@ -135,7 +136,7 @@ def _machine(evidence: Evidence) -> dict[str, str]:
 def _gpus(evidence: Evidence) -> dict[str, str]:
     """What torch sees and what the driver knows: where they differ, that is the news."""
     seen = [
-        f"{gpu['name']} ({hardware.gigabytes(gpu['memory'])}, compute capability {gpu['capability']})"
+        f"{gpu['name']} ({byte_size(gpu['memory'])}, compute capability {gpu['capability']})"
         for gpu in evidence.device.get("gpus", ())
     ]
     cuda, hip = evidence.device.get("cuda"), evidence.device.get("hip")
@@ -150,7 +151,7 @@ def _gpus(evidence: Evidence) -> dict[str, str]:
 
 def _free(path: Path) -> str:
     free = hardware.free_disk(path)
-    return f"{hardware.gigabytes(free) if free is not None else 'unknown'} ({path})"
+    return f"{byte_size(free) if free is not None else 'unknown'} ({path})"
 
 
 def _fields(value: Library | Extra) -> dict[str, str | None]:

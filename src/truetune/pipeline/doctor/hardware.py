@@ -11,6 +11,7 @@ from pathlib import Path
 
 from truetune.cgroups import cpu_quota, memory_left
 from truetune.environment import usable_threads
+from truetune.figures import byte_size
 
 _CPUINFO = Path("/proc/cpuinfo")
 _FEATURES: Mapping[str, frozenset[str]] = {
@@ -100,10 +101,6 @@ def standing(path: Path) -> Path:
     return next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"
-
-
 def _memory() -> dict[str, str]:
     try:
         from psutil import swap_memory, virtual_memory  # type: ignore[import-untyped]
@@ -112,12 +109,12 @@ def _memory() -> dict[str, str]:
     memory, swap, left = virtual_memory(), swap_memory(), memory_left()
     # Version 1 of control groups writes no limit as a number beyond all memory.
     limit = (
-        {"memory limit": f"{gigabytes(left)} left (container)"} if left is not None and left < memory.total else {}
+        {"memory limit": f"{byte_size(left)} left (container)"} if left is not None and left < memory.total else {}
     )
     return {
-        "memory": f"{gigabytes(memory.total)}, {gigabytes(memory.available)} free",
+        "memory": f"{byte_size(memory.total)}, {byte_size(memory.available)} free",
         **limit,
-        "swap": f"{gigabytes(swap.total)}, {gigabytes(swap.free)} free" if swap.total else "none",
+        "swap": f"{byte_size(swap.total)}, {byte_size(swap.free)} free" if swap.total else "none",
     }
 
 

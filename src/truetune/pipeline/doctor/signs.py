@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truetune.pipeline.doctor.hardware import Gpu, free_disk, gigabytes, is_writable
+from truetune.figures import byte_size
+from truetune.pipeline.doctor.hardware import Gpu, free_disk, is_writable
 from truetune.pipeline.doctor.libraries import Conflict, Library
 from truetune.pipeline.doctor.probes import Outcome
 from truetune.pipeline.doctor.surroundings import EMPTY, Hub
@@ -196,7 +197,7 @@ def full(low: int, high: int) -> Callable[[Evidence], Iterator[tuple[str, str]]]
         for name, path in evidence.caches.items():
             free = free_disk(path)
             if free is not None and low <= free < high:
-                yield f"{gigabytes(free)} free on the disk of {name}: {path}", _moved_by(name)
+                yield f"{byte_size(free)} free on the disk of {name}: {path}", _moved_by(name)
 
     return shows
 

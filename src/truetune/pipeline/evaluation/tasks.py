@@ -24,11 +24,10 @@ from truetune.pipeline.evaluation.rows import Subject, read_subject, require_bas
 from truetune.pipeline.evaluation.task_result import HarnessProof, Sample, TaskEvaluation, TaskFacts, TaskFigure
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import now
+from truetune.runs.evaluations import OF_TASKS
 
 if TYPE_CHECKING:
     from truetune.inference.harness_model import WatchedModel
-
-_FOLDER = "lm-eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +289,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
 def _stored(found: TaskEvaluation, subject: Subject) -> TaskEvaluation:
     """The evaluation with its place in the run: evaluations/lm-eval/<tasks>-<n>.json, and its samples beside it."""
     asked = found.record["settings"]["tasks"]
-    path = subject.place("+".join(asked).replace("/", "-")[:80], under=_FOLDER)
+    path = subject.place("+".join(asked).replace("/", "-")[:80], under=OF_TASKS)
     if path is None:
         return found
     lines = (json.dumps(asdict(each), ensure_ascii=False, default=str) + "\n" for each in found.samples)

@@ -2,23 +2,21 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from truetune.figures import figure
 from truetune.lint.private import without_secrets
 from truetune.pipeline.review.rows import where_of
 from truetune.report.curves import number
-from truetune.report.page import figures
 from truetune.report.run_page import AnsweredRow, Compared, HardRow, Judged, Pairs
 from truetune.report.stretches import cut
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import json_lines, json_object, mapping, mappings, text
+from truetune.runs.documents import json_lines, mapping, mappings, text
+from truetune.runs.evaluations import StoredEvaluation, stored_evaluations
 
 _ANSWERS, _WORST, _FIGURES, _PART = 24, 10, 8, 1_500
 """Answers, rows and figures of tasks that are shown, and characters of each text."""
 _OF_LOSS = ("eval_loss", "perplexity", "token_accuracy")
-
-_Found = tuple[Path, dict[str, Any]]
 
 
 def judged(run: RunDirectory) -> Judged | None:
@@ -26,12 +24,11 @@ def judged(run: RunDirectory) -> Judged | None:
 
     None where there is neither.
     """
-    stored = _stored(run)
-    found = [each for each in stored if not math.isnan(number(each[1].get("eval_loss")))]
-    if not found:
+    stored = stored_evaluations(run)
+    newest = next((each for each in stored if not math.isnan(number(each.document.get("eval_loss")))), None)
+    if newest is None:
         return _in_training(run, stored)
-    path, document = found[0]
-    answers = json_lines(run.path, path.with_suffix(".answers.jsonl")).value
+    document, answers = newest.document, newest.answers
     forgetting = mapping(document, "forgetting")
     return Judged(
         title=_title(document),
@@ -43,17 +40,11 @@ def judged(run: RunDirectory) -> Judged | None:
         forgotten=_forgotten(forgetting),
         lost=tuple(_strings(forgetting, "lost")),
         missed=tuple(_strings(document, "missed")),
-        others=_in_short(each for each in stored if each[0] != path),
+        others=_in_short(each for each in stored if each is not newest),
     )
 
 
-def _stored(run: RunDirectory) -> list[_Found]:
-    """What evaluations/ holds, the newest first."""
-    found = [(path, json_object(run.path, path).value) for path in run.evaluations.glob("*.json")]
-    return sorted(found, key=lambda each: (text(mapping(each[1], "record"), "time"), each[0].name), reverse=True)
-
-
-def _in_training(run: RunDirectory, stored: Sequence[_Found]) -> Judged | None:
+def _in_training(run: RunDirectory, stored: Sequence[StoredEvaluation]) -> Judged | None:
     """The answers of the last evaluation while it trained, which are not the base's."""
     files = {path: path.stem.removeprefix("step-") for path in run.answers.glob("step-*.jsonl")}
     steps = sorted((int(step), path) for path, step in files.items() if step.isascii() and step.isdigit())
@@ -71,9 +62,9 @@ def _in_training(run: RunDirectory, stored: Sequence[_Found]) -> Judged | None:
     )
 
 
-def _in_short(found: Iterable[_Found]) -> Pairs:
+def _in_short(found: Iterable[StoredEvaluation]) -> Pairs:
     """A line for each: the loss, or the figures of lm-evaluation-harness's tasks."""
-    return tuple((path.name, told) for path, document in found if (told := _line(document)))
+    return tuple((each.path.name, told) for each in found if (told := _line(each.document)))
 
 
 def _line(document: Mapping[str, Any]) -> str:
@@ -84,10 +75,10 @@ def _line(document: Mapping[str, Any]) -> str:
     return "; ".join(_of_task(each) for each in tasks if _number(each, "tuned"))
 
 
-def _of_task(figure: Mapping[str, Any]) -> str:
-    base = _number(figure, "base")
+def _of_task(task: Mapping[str, Any]) -> str:
+    base = _number(task, "base")
     beside = f", the base {base}" if base else ""
-    return f"{text(figure, 'task')} {text(figure, 'metric')} {_number(figure, 'tuned')}{beside}"
+    return f"{text(task, 'task')} {text(task, 'metric')} {_number(task, 'tuned')}{beside}"
 
 
 def _title(document: Mapping[str, Any]) -> str:
@@ -128,7 +119,7 @@ def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
 
 def _number(document: Mapping[str, Any], name: str) -> str:
     value = number(document.get(name))
-    return "" if math.isnan(value) else figures(value)
+    return "" if math.isnan(value) else figure(value)
 
 
 def _answer(line: Mapping[str, Any]) -> AnsweredRow:

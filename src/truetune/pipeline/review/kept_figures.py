@@ -1,13 +1,11 @@
 """What a run's directory keeps of its figures: the curve of the training, and what evaluations found, row by row."""
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +13,12 @@ from numpy.typing import NDArray
 from truetune.config.load import load_config
 from truetune.errors import CheckpointError
 from truetune.runs.directory import RunDirectory
+from truetune.runs.documents import mapping
+from truetune.runs.evaluations import StoredEvaluation, stored_evaluations
 from truetune.runs.ledger import RunEntry, read_run
 
 Numbers = NDArray[np.float64]
+_Row = TypeVar("_Row")
 
 _TAIL = 0.25
 _MOST = 1000
@@ -64,7 +65,7 @@ class Evaluated:
 
     figures: Mapping[str, float]
     losses: Mapping[str, tuple[float, int]] = field(default_factory=dict)
-    scores: Mapping[tuple[str, int, str], Mapping[str, float | None]] = field(default_factory=dict)
+    scores: Mapping[tuple[str, int, str], Mapping[str, float]] = field(default_factory=dict)
 
     def losses_beside(self, other: "Evaluated") -> tuple[Numbers, Numbers]:
         """Loss and tokens of the rows that both have, (rows, 2) each, in the same order."""
@@ -73,21 +74,16 @@ class Evaluated:
 
     def scores_beside(self, other: "Evaluated", name: str) -> tuple[Numbers, Numbers]:
         """A metric of the answers to the rows that both have, (rows, 2) each: the score, and 1."""
-        rows = [
-            row
-            for row, scores in self.scores.items()
-            if scores.get(name) is not None and other.scores.get(row, {}).get(name) is not None
-        ]
-        return _pairs((self.scores[row][name], 1) for row in rows), _pairs(
-            (other.scores[row][name], 1) for row in rows
-        )
+        rows = [row for row, scores in self.scores.items() if name in scores and name in other.scores.get(row, {})]
+        mine, others = (_pairs((each[row][name], 1) for row in rows) for each in (self.scores, other.scores))
+        return mine, others
 
     def means_of_rows(self) -> list[str]:
         """The metrics whose figure is the mean of the rows' scores, which that of a whole corpus is not."""
         return [name for name, figure in self.figures.items() if self._is_mean(name, figure)]
 
     def _is_mean(self, name: str, figure: float) -> bool:
-        scores = [score for each in self.scores.values() if (score := each.get(name)) is not None]
+        scores = [each[name] for each in self.scores.values() if name in each]
         return bool(scores) and math.isclose(sum(scores) / len(scores), figure, abs_tol=1e-9)
 
 
@@ -158,40 +154,39 @@ def _found(lines: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
 
 # --- evaluations ------------------------------------------------------------------------------------------
 
-_NUMBERED = re.compile(r"(.+)-(\d+)")
-
 
 def _evaluations(directory: RunDirectory) -> dict[str, Evaluated]:
     """The newest evaluation of each name; what cannot be read is none."""
-    newest: dict[str, tuple[int, Path]] = {}
-    for path in sorted(directory.evaluations.glob("*.json")):
-        if found := _NUMBERED.fullmatch(path.stem):
-            name, number = found[1], int(found[2])
-            newest[name] = max(newest.get(name, (0, path)), (number, path))
-    read = {name: _evaluated(path) for name, (_, path) in newest.items()}
-    return {name: evaluated for name, evaluated in read.items() if evaluated is not None}
+    newest = {each.name: each for each in reversed(stored_evaluations(directory))}
+    return {name: _evaluated(each) for name, each in newest.items()}
 
 
-def _evaluated(path: Path) -> Evaluated | None:
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        document = json.loads(path.read_bytes())
-        named = {"eval_loss": document.get("eval_loss"), **(document.get("metrics") or {})}
-        return Evaluated(
-            figures={name: value for name, value in named.items() if isinstance(value, int | float)},
-            losses={line["row"]: (line["loss"], line["tokens"]) for line in _lines(path, "losses")},
-            scores={
-                (line["where"]["path"], line["where"]["line"], line["prompt"]): line["scores"]
-                for line in _lines(path, "answers")
-            },
-        )
-    return None
+def _evaluated(stored: StoredEvaluation) -> Evaluated:
+    return Evaluated(
+        figures=_numbers({"eval_loss": stored.document.get("eval_loss"), **mapping(stored.document, "metrics")}),
+        losses=dict(_of_rows(stored.losses, _loss)),
+        scores=dict(_of_rows(stored.answers, _scores)),
+    )
 
 
-def _lines(path: Path, kind: str) -> list[dict[str, Any]]:
-    with suppress(FileNotFoundError):
-        text = path.with_suffix(f".{kind}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
-    return []
+def _loss(line: Mapping[str, Any]) -> tuple[str, tuple[float, int]]:
+    return str(line["row"]), (float(line["loss"]), int(line["tokens"]))
+
+
+def _scores(line: Mapping[str, Any]) -> tuple[tuple[str, int, str], Mapping[str, float]]:
+    where = line["where"]
+    return (str(where["path"]), int(where["line"]), str(line["prompt"])), _numbers(mapping(line, "scores"))
+
+
+def _of_rows(lines: Iterable[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], _Row]) -> Iterator[_Row]:
+    """What is read of each line; one that lacks something of it is left out."""
+    for line in lines:
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            yield read(line)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _pairs(rows: Iterator[tuple[Any, Any]]) -> Numbers:

@@ -44,7 +44,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_ten_mistakes_and_more_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
-    assert lines(written(tmp_path, TEN), "warmup_ratio", "trian.seed=1", "logging.report_to=[wandb, mlflow]") == [
+    assert lines(written(tmp_path, TEN), "warmup_ratio", "trian.seed=1", "logging.report_to=[wandb, mlfow]") == [
         "run.yaml:2: adapter.r must be auto or a whole number of at least 1 (got 'abc')",
         "run.yaml:3: adapter.lora_dropout must be a number of at least 0 and below 1 (got 1.5)",
         "run.yaml:5: training.learnig_rate: unknown setting (did you mean training.learning_rate?)",
@@ -61,7 +61,9 @@ def test_ten_mistakes_and_more_are_told_at_once_in_the_order_of_the_file(tmp_pat
         "run.yaml: model.name_or_path is missing: hub id, folder, .gguf file, or demo",
         "command line: warmup_ratio: expected key=value",
         "command line: trian.seed: unknown setting (did you mean training.seed?)",
-        "command line: logging.report_to[1] must be one of tensorboard, wandb, trackio (got 'mlflow')",
+        "command line: logging.report_to[1] must be one of tensorboard, wandb, trackio, azure_ml, clearml, "
+        "codecarbon, comet_ml, dagshub, dvclive, flyte, kubeflow, mlflow, neptune, swanlab "
+        "(got 'mlfow'); did you mean mlflow?",
     ]
 
 

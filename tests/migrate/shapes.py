@@ -437,6 +437,7 @@ micro_batch_size: 1
 learning_rate: 1e-4
 excess_length_strategy: truncate
 use_tensorboard: true
+use_mlflow: true
 """,
         {
             **_AXOLOTL,
@@ -450,7 +451,7 @@ use_tensorboard: true
             "data.max_length": 256,
             "data.overlong": "truncate",
             "training.learning_rate": 1e-4,
-            "logging.report_to": "tensorboard",
+            "logging.report_to": ["tensorboard", "mlflow"],
         },
         lost=("datasets[1].type", "datasets[1].shards"),
     ),
@@ -715,7 +716,7 @@ report_to: [tensorboard, mlflow]
             "training.warmup_ratio": 0.1,
             "training.precision": "bf16",
             "training.gradient_checkpointing": True,
-            "logging.report_to": "tensorboard",
+            "logging.report_to": ["tensorboard", "mlflow"],
         },
         idle=(
             "use_bnb_nested_quant",
@@ -1107,7 +1108,7 @@ precision: fp8
 access_token: hf_secret
 resume: auto
 train: {global_batch_size: 1, micro_batch_size: 4, quick: true}
-logger_name: mlflow
+logger_name: lightning_logs
 optimizer: {class_path: galore_torch.GaLoreAdamW, init_args: {rank: 8}}
 """,
         {

@@ -212,6 +212,9 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
         "loftq": "quantises the base in its own way, which no saved adapter carries: use model.load_in_4bit",
         "mica": "trains one of the two factors only, which nothing here has proved: use pissa or default",
         "false": "starts from noise, which PEFT has for its own tests: use default",
-    }
+    },
+    "logging.report_to": {
+        "all": "would start whatever is installed, here this and there that: name them (wandb, tensorboard …)",
+    },
 }
 """Values other tools know and we do not take, with the reason; by setting."""

@@ -9,7 +9,12 @@ NO_MODEL = "none"
 """The name of a model that is none: rows are checked without a tokenizer."""
 
 Auto = Literal["auto"]
-Tracker = Literal["tensorboard", "wandb", "trackio"]
+Tracker = Literal[
+    "tensorboard", "wandb", "trackio", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte",
+    "kubeflow", "mlflow", "neptune", "swanlab",
+]  # fmt: skip
+"""As transformers names them (5.24); a test holds the list against its own."""
+
 Metric = Literal[
     "exact_match", "normalized_match", "number_match", "json", "json_f1", "rouge_l", "bleu", "tool_calls"
 ]
@@ -337,8 +342,11 @@ class LoggingConfig(_Section):
     """What is reported, and to whom."""
 
     logging_steps: Count = Field(10, description="steps between lines of metrics.jsonl; first and last always")
-    report_to: Trackers = Field((), description="none, or a list of tensorboard, wandb, trackio")
-    run_name: Text | None = Field(None, description="the run's name at the tracker")
+    report_to: Trackers = Field((), description="none, or a list of tensorboard, wandb, trackio, mlflow …")
+    report_rows: Annotated[int, Field(ge=0)] = Field(
+        3, description="rows, and answers to rows, that trackers are shown; 0: none leaves the run"
+    )
+    run_name: Text | None = Field(None, description="the run's name at the tracker; null: its directory's")
     project: Text | None = Field(None, description="the project's name at the tracker")
     logging_dir: Text | None = Field(None, description="TensorBoard's folder; null: in the run's directory")
 

@@ -87,19 +87,31 @@ def _wandb_project(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]
     """Axolotl reports to Weights & Biases wherever a project is named."""
     yield Set("logging.project", value)
     if document.get("wandb_mode") != "disabled":
-        yield Set("logging.report_to", "wandb")
+        yield Set("logging.report_to", _trackers(document))
 
 
-def _tracker(name: str) -> Rule:
-    def rule(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]:
-        if value is not True:
-            yield Leave("off: it asks for nothing", matters=False)
-        elif name == "tensorboard" and document.get("wandb_project"):
-            yield Set("logging.report_to", ["wandb", "tensorboard"])
-        else:
-            yield Set("logging.report_to", name)
+_SWITCHES = {
+    "use_wandb": "wandb",
+    "use_tensorboard": "tensorboard",
+    "use_trackio": "trackio",
+    "use_mlflow": "mlflow",
+    "use_comet": "comet_ml",
+}
 
-    return rule
+
+def _trackers(document: Mapping[str, Any]) -> str | list[str]:
+    """All that a document turns on; W&B where only an empty project names it."""
+    named = document.get("wandb_project") and document.get("wandb_mode") != "disabled"
+    asked = [name for switch, name in _SWITCHES.items() if document.get(switch) is True]
+    asked = ["wandb", *asked] if named and "wandb" not in asked else asked
+    return asked if len(asked) > 1 else next(iter(asked), "wandb")
+
+
+def _tracker(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]:
+    if value is True:
+        yield Set("logging.report_to", _trackers(document))
+    else:
+        yield Leave("off: it asks for nothing", matters=False)
 
 
 def _modules(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]:
@@ -138,9 +150,7 @@ RULES: dict[str, Rule] = rules(
         "evaluation_strategy": _strategy("eval"),
         "save_strategy": _strategy("save"),
         "wandb_project": _wandb_project,
-        "use_wandb": _tracker("wandb"),
-        "use_tensorboard": _tracker("tensorboard"),
-        "use_trackio": _tracker("trackio"),
+        **dict.fromkeys(_SWITCHES, _tracker),
         "lora_target_modules": _modules,
         "chat_template": chat_template,
         "chat_template_jinja": jinja,
@@ -198,8 +208,6 @@ RULES: dict[str, Rule] = rules(
         "neftune_noise_alpha": left("noise on the embeddings (NEFTune) is not supported"),
         "noisy_embedding_alpha": left("noise on the embeddings (NEFTune) is not supported"),
         "max_prompt_len": harmless("it belongs to reinforcement learning"),
-        "use_mlflow": left("logging.report_to takes tensorboard, wandb and trackio"),
-        "use_comet": left("logging.report_to takes tensorboard, wandb and trackio"),
         "push_dataset_to_hub": left("nothing is sent to a hub"),
         "do_causal_lm_eval": left("validation measures the loss"),
         "do_bench_eval": left("validation measures the loss"),
@@ -211,7 +219,7 @@ RULES: dict[str, Rule] = rules(
         "eot_tokens": left("where an answer ends is found from the template: check with truetune inspect"),
         "dataset_num_proc": to("data.num_proc"),
         "use_ray": left("Ray is not supported"),
-        "use_otel_metrics": left("logging.report_to takes tensorboard, wandb and trackio"),
+        "use_otel_metrics": left("logging.report_to takes the trackers that transformers knows"),
         "rope_scaling": left("the model's context is taken as it is"),
         "max_packed_sequence_len": left("set data.max_length and data.packing"),
         "deepcompile": left("DeepSpeed is not set up"),

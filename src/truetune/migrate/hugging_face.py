@@ -1,9 +1,10 @@
 """The names of transformers' TrainingArguments, which TRL, LLaMA-Factory, Unsloth and training scripts share."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from truetune.config.names import Fallback
+from truetune.config.schema import Tracker
 from truetune.migrate.outcomes import (
     OFF,
     Default,
@@ -19,7 +20,7 @@ from truetune.migrate.outcomes import (
     rules,
 )
 
-_TRACKERS = ("tensorboard", "wandb", "trackio")
+TRACKERS: tuple[str, ...] = get_args(Tracker)
 _ATTENTION = "attention is chosen on the machine, and checked on the model"
 _LOADING = "batches are made from prepared tokens, without loader processes"
 _ENGINES = "several processes are torchrun's (training.num_processes); this is not set up"
@@ -80,13 +81,13 @@ def _number(value: Any) -> float | None:
 
 def report_to(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
     named = [str(name) for name in (value if isinstance(value, list) else str(value).split(","))]
-    known = [name.strip() for name in named if name.strip() in (*_TRACKERS, "none")]
+    known = [name.strip() for name in named if name.strip() in (*TRACKERS, "none")]
     others = [name.strip() for name in named if name.strip() not in known]
     if others and not known:
-        yield Leave(f"{', '.join(others)}: logging.report_to takes {', '.join(_TRACKERS)} and none")
+        yield Leave(f"{', '.join(others)}: logging.report_to takes {', '.join(TRACKERS)} and none")
         return
     if others:
-        yield Note(f"report_to: {', '.join(others)} is left out; logging.report_to takes {', '.join(_TRACKERS)}")
+        yield Note(f"report_to: {', '.join(others)} is left out; logging.report_to takes {', '.join(TRACKERS)}")
     yield Set("logging.report_to", known if len(known) > 1 else known[0])
 
 

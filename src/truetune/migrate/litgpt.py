@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from truetune.migrate import hugging_face
 from truetune.migrate.datasets import template_of
 from truetune.migrate.outcomes import (
     Default,
@@ -138,10 +139,10 @@ def _logger(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
     match value:
         case "csv":
             yield Leave("metrics.jsonl is always written", matters=False)
-        case "wandb" | "tensorboard":
+        case str() if value in hugging_face.TRACKERS:
             yield Set("logging.report_to", value)
         case _:
-            yield Leave("logging.report_to takes tensorboard, wandb and trackio")
+            yield Leave(f"logging.report_to takes {', '.join(hugging_face.TRACKERS)}")
 
 
 def _data_class(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:

@@ -212,7 +212,7 @@ def require_packages(config: Config) -> None:
     """BackendError for what the settings need and is not installed here."""
     from truetune.training.trackers import require_trackers
 
-    require_trackers(config.logging.report_to)
+    require_trackers(config.logging.report_to, logging_dir=config.logging.logging_dir)
     require_quantization(_asked_quantization(config))
     require_optimizer(config.training.optim)
 

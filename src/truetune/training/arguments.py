@@ -1,7 +1,5 @@
 """What TRL's trainer is told of a job."""
 
-import os
-
 from trl import SFTConfig
 
 from truetune.training.job import TrainJob
@@ -48,8 +46,6 @@ def sft_arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         logging_nan_inf_filter=False,
         report_to="none",
         run_name=job.run_name,
-        # Trackio's project comes by this argument only, W&B's by the environment only: see tracker_environment.
-        project=os.environ.get("TRACKIO_PROJECT", "huggingface"),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=job.device == "cuda",

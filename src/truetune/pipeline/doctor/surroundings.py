@@ -136,7 +136,8 @@ def _wandb_login() -> str:
     try:
         require_trackers(["wandb"])
     except BackendError as error:
-        return "not installed" if "not installed" in error.message else "none"
+        known = {"not installed": "not installed", "has no login": "none"}
+        return next((said for words, said in known.items() if words in error.message), error.message)
     mode, names = os.environ.get("WANDB_MODE", ""), ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     if mode in {"offline", "disabled", "dryrun"}:
         return f"not needed (WANDB_MODE={mode})"

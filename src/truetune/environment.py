@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from truetune.cgroups import cpu_quota
 
@@ -29,6 +31,28 @@ def set_environment() -> None:
     # The libraries' notes to their own developers: renamed arguments, optional kernels.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def libraries_heard() -> Iterator[None]:
+    """While it lasts, libraries say what `set_environment` has them keep to themselves: somebody keeps it.
+
+    transformers asks the environment once, when it loads.
+    """
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    name, level = "TRANSFORMERS_VERBOSITY", bitsandbytes.level
+    verbosity = os.environ.get(name)
+    if verbosity == _QUIET[name]:
+        os.environ[name] = "warning"
+    bitsandbytes.setLevel(logging.NOTSET)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("default", category=FutureWarning)
+            yield
+    finally:
+        bitsandbytes.setLevel(level)
+        if verbosity is not None:
+            os.environ[name] = verbosity
 
 
 def set_computing() -> None:

@@ -112,6 +112,11 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def aside(path: Path) -> Path:
+    """A hidden name beside a file: under it, what dies with its process is among the leftovers."""
+    return path.with_name(f"{_hidden(path)}{os.getpid()}")
+
+
 def leftovers(folder: Path) -> list[Path]:
     """The hidden files and folders in it that a killed process was writing, or removing."""
     return [path for path in folder.glob(".*") if path.name.startswith(_PREFIX)]

@@ -54,7 +54,7 @@ def test_a_terminal_shows_where_a_training_stands_in_80_columns() -> None:
     last = "\n".join(seen.splitlines()[-5:])
     for fact in (
         "45 of 99",
-        "2m10s left",
+        "2 min 10 s left",
         "0.8312",
         "4.1e-04",
         "1,234 tokens/s",

@@ -25,6 +25,7 @@ from truetune.pipeline.check import prepare
 from truetune.pipeline.evaluation.rows import held_out
 from truetune.pipeline.evaluation.scored_rows import scored_rows
 from truetune.pipeline.inspect import inspect_rows
+from truetune.pipeline.review.outcome import outcome
 from truetune.pipeline.verify import verify_run
 from truetune.runs.checkpoints import state_digests, untimed
 from truetune.training.session import ScoredRows
@@ -259,10 +260,8 @@ def _tensors(folder: Path | None) -> dict[str, torch.Tensor]:
 
 
 def test_the_end_is_told_with_the_figure_that_decided(judged: truetune.Run) -> None:
-    from truetune.commands.training import _summary
-
-    told = f"best eval_exact_match: 1 at step {judged.best_step}, whose weights these are"
-    assert _summary(judged).splitlines()[1] == told
+    told = dict(outcome(judged.directory).learned)["best"]
+    assert told == f"eval_exact_match 1 at step {judged.best_step}, whose weights these are"
 
 
 CALLS = [
@@ -448,5 +447,5 @@ def test_the_command_line_takes_it(
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "2 validation rows are answered at each evaluation, and scored by exact_match, bleu (as asked for)" in err
-    assert "best eval_bleu: 0" in out
+    assert "best         eval_bleu 0" in out
     assert (tmp_path / "run" / "answers" / "step-1.jsonl").is_file()

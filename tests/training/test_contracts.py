@@ -18,8 +18,8 @@ from conftest import tiny_model
 from tiny_runs import ROWS, TOKENIZER, job
 from truetune.listener import LogListener
 from truetune.training.arguments import sft_arguments
-from truetune.training.monitor import GuardedTracker
 from truetune.training.room import CHECKPOINTING
+from truetune.training.trackers.guard import GuardedTracker
 from truetune.training.trl import Engine, build_engine
 
 OVERRIDDEN = {

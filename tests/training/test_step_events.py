@@ -36,3 +36,5 @@ def test_a_step_tells_its_rate_and_the_newest_evaluation(tmp_path: Path) -> None
         assert event.eval_loss == evaluated[event.eval_step or 0]
         assert event.memory_bytes is not None
         assert 1e7 < event.memory_bytes < 1e11
+    logged = [line["memory_bytes"] for line in trained.lines if "loss" in line]
+    assert logged == pytest.approx([event.memory_bytes for event in trained.heard.steps], rel=0.2)

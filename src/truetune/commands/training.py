@@ -10,30 +10,29 @@ from truetune.commands.status import stopped_status
 
 if TYPE_CHECKING:
     from truetune.pipeline.resume import Resume
-    from truetune.pipeline.train import Run
 
 
 def demo(options: argparse.Namespace) -> None:
-    from truetune.console.listener import ConsoleListener
+    from truetune.console.logged import logged
     from truetune.console.output import show, show_table
-    from truetune.pipeline.demo import run_demo
+    from truetune.console.summary import show_outcome
 
-    listener = ConsoleListener()
-    outcome = run_demo(
-        output_dir=options.output_dir and Path(options.output_dir),
-        overwrite=options.overwrite,
-        seed=options.seed,
-        overrides=options.settings,
-        listener=listener,
-    )
-    listener.close()
-    rows = [(example.request, example.before, example.after, example.expected) for example in outcome.examples]
+    with logged() as (listener, log):
+        from truetune.pipeline.demo import run_demo
+        from truetune.pipeline.review.outcome import outcome
+
+        found = run_demo(
+            output_dir=options.output_dir and Path(options.output_dir),
+            overwrite=options.overwrite,
+            seed=options.seed,
+            overrides=options.settings,
+            listener=listener,
+            log=log,
+        )
+    rows = [(example.request, example.before, example.after, example.expected) for example in found.examples]
     show_table("Held-out requests", ("request", "base model", "fine-tuned", "expected"), rows)
-    show(
-        f"exact match on {outcome.held_out} held-out requests: {outcome.before:.0%} before, {outcome.after:.0%} after"
-    )
-    show(f"run: {outcome.run.directory}")
-    show(f"talk to it: truetune chat {outcome.run.directory}")
+    show(f"exact match on {found.held_out} held-out requests: {found.before:.0%} before, {found.after:.0%} after\n")
+    show_outcome(outcome(found.run.directory))
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -94,21 +93,31 @@ def find_lr(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from truetune.console.listener import ConsoleListener
+    from truetune.console.logged import logged
     from truetune.console.output import show
+    from truetune.console.summary import show_outcome
 
-    with closing(ConsoleListener()) as listener:
+    with logged() as (listener, log):
         resume = _resume(options)
         config = load(options, listener)
         # Only now: half a second of imports, which no wrong config has to wait for.
+        from truetune.pipeline.review.outcome import outcome
         from truetune.pipeline.train import train_run
 
         if isinstance(resume, Path) and config.output_dir is None:
             config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
         run = train_run(
-            config, resume=resume, overwrite=options.overwrite, dry_run=options.dry_run, listener=listener
+            config,
+            resume=resume,
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+            listener=listener,
+            log=log,
         )
-    show(_summary(run))
+    if run.status == "dry run":
+        show("dry run: everything is decided, nothing is written")
+    else:
+        show_outcome(outcome(run.directory))
     return stopped_status(run.stopped_by)
 
 
@@ -126,27 +135,6 @@ def _resume(options: argparse.Namespace) -> "Resume":
             return "auto"
         case path:
             return Path(path)
-
-
-def _summary(run: "Run") -> str:
-    if run.status == "dry run":
-        return "dry run: everything is decided, nothing is written"
-    losses = f"loss {run.final_loss:.4f}" if run.final_loss is not None else ""
-    validation = f", validation loss {run.eval_loss:.4f}" if run.eval_loss is not None else ""
-    lines = [f"{run.status}: {run.steps} steps, {losses}{validation}", *_best(run), f"run: {run.directory}"]
-    if run.adapter:
-        lines.append(f'ask it: truetune generate {run.directory} --prompt "…"')
-        lines.append(f"look at it: truetune report {run.directory}")
-    return "\n".join(lines)
-
-
-def _best(run: "Run") -> list[str]:
-    """The figure of answers that decided, if one did, and where it was best."""
-    if run.best_metric is None or run.metric_for_best_model in (None, "eval_loss"):
-        return []
-    at, is_kept = f" at step {run.best_step}" if run.best_step else "", run.config.evaluation.load_best_model_at_end
-    kept = ", whose weights these are" if at and run.adapter and is_kept else ""
-    return [f"best {run.metric_for_best_model}: {run.best_metric:.4g}{at}{kept}"]
 
 
 def verify(options: argparse.Namespace) -> int:

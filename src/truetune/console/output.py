@@ -1,12 +1,14 @@
 """How anything is shown: lines, tables, errors, JSON, a question. Together with its neighbours all that prints."""
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console, ConsoleDimensions, JustifyMethod
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -18,8 +20,21 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def error_console() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def error_console(file: TextIO | None = None) -> Console:
+    """Standard error, or where it led before it was turned elsewhere."""
+    return _ErrorConsole(file=file, stderr=True, highlight=False, soft_wrap=True)
+
+
+class _ErrorConsole(Console):
+    """As wide as the terminal of its own file: rich asks the process's descriptors, which may lead elsewhere."""
+
+    @property  # type: ignore[misc]  # Nobody sets it.
+    def size(self) -> ConsoleDimensions:
+        try:
+            columns, lines = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):
+            return super().size
+        return super().size if "COLUMNS" in os.environ or not columns else ConsoleDimensions(columns, lines)
 
 
 def show_error(error: TruetuneError) -> None:
@@ -28,6 +43,8 @@ def show_error(error: TruetuneError) -> None:
     console.print(f"[bold red]error:[/] {escape(error.message)}")
     if error.hint:
         console.print(f"[bold]hint:[/] {escape(error.hint)}")
+    for note in getattr(error, "__notes__", ()):
+        console.print(escape(note))
 
 
 def show_json(document: Any) -> None:
@@ -38,6 +55,18 @@ def show_json(document: Any) -> None:
 def show(text: str = "") -> None:
     if is_first_process():
         print(text)
+
+
+@contextmanager
+def to_whoever_is_there() -> Iterator[None]:
+    """For the last words of a run that its terminal's end has stopped: they may be lost, and its exit status not."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_piece(text: str) -> None:
@@ -93,10 +122,6 @@ def show_pairs(pairs: Mapping[str, str]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB"
-
-
 def show_section(title: str, pairs: Mapping[str, str]) -> None:
     show_heading(title)
     show_pairs(pairs)
@@ -116,9 +141,3 @@ def ask(prompt: str) -> str | None:
         return input(prompt)
     except EOFError:
         return None
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

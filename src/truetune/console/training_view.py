@@ -1,19 +1,20 @@
-"""A training as a terminal shows it: one calm view of where it stands, in 80 columns."""
+"""A training as a terminal shows it: one calm view of where it stands, in 80 columns, or in fewer."""
 
 import math
 from collections.abc import Sequence
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from truetune.console.output import duration, gigabytes
+from truetune.figures import byte_size, duration
 from truetune.listener import StepEvent
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 48
 """Columns of the curve."""
+_BAR, _SHORTEST_BAR = 30, 6
 _INDENT = " " * len("training ")
 
 
@@ -36,9 +37,11 @@ class LossCurve:
         if len(self._means) == 2 * _WIDTH:
             self._means, self._each = _halved(self._means), 2 * self._each
 
-    def drawn(self) -> str:
-        """The curve in at most `_WIDTH` characters, the lowest loss at the bottom."""
-        points = _halved(self._means) if len(self._means) > _WIDTH else self._means
+    def drawn(self, *, width: int = _WIDTH) -> str:
+        """The curve in at most `width` characters, the lowest loss at the bottom."""
+        points: Sequence[float] = self._means
+        while len(points) > max(1, width):
+            points = _halved(points)
         if not points:
             return ""
         low, high = min(points), max(points)
@@ -62,19 +65,35 @@ class TrainingView:
         self._event = event
         self._curve.add(event.loss)
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         if self._event is None:
-            return Group()
-        event = self._event
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row("training", ProgressBar(total=event.total_steps, completed=event.step, width=30), _where(event))
-        loss = Text.assemble("loss     ", (f"{event.loss:.4f}", "bold"), "  ", (self._curve.drawn(), "cyan"))
-        lines = [Text(_INDENT + " · ".join(facts), style="dim") for facts in (_pace(event), _marks(event)) if facts]
-        return Group(bar, loss, *lines)
+            return
+        event, room = self._event, options.max_width - len(_INDENT)
+        lines = Table.grid(padding=(0, 1))
+        lines.add_row("training", _progress(event, room))
+        figure = f"{event.loss:.4f}"
+        curve = self._curve.drawn(width=min(_WIDTH, room - len(figure) - 2))
+        lines.add_row("loss", Text.assemble((figure, "bold"), "  ", (curve, "cyan")))
+        for facts in (_pace(event), _marks(event)):
+            if facts:
+                lines.add_row("", Text(" · ".join(facts), style="dim"))
+        yield lines
+
+
+def _progress(event: StepEvent, room: int) -> RenderableType:
+    """How far the training is, with a bar where there is room for one."""
+    where = _where(event)
+    bar = min(_BAR, room - len(where) - 1)
+    if bar < _SHORTEST_BAR:
+        return Text(where)
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=event.total_steps, completed=event.step, width=bar), where)
+    return row
 
 
 def _where(event: StepEvent) -> str:
-    left = f", {duration(event.seconds_left)} left" if math.isfinite(event.seconds_left) else ""
+    is_known = event.seconds_left and math.isfinite(event.seconds_left)
+    left = f", {duration(event.seconds_left)} left" if is_known else ""
     return f"{event.step:,} of {event.total_steps:,}{left}"
 
 
@@ -83,7 +102,7 @@ def _pace(event: StepEvent) -> list[str]:
     if event.learning_rate is not None:
         facts.append(f"rate {event.learning_rate:.1e}")
     if event.memory_bytes is not None:
-        facts.append(gigabytes(event.memory_bytes))
+        facts.append(byte_size(event.memory_bytes))
     return facts
 
 

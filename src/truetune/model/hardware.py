@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from truetune.cgroups import memory_left
 from truetune.environment import spinning_threads, usable_threads
@@ -114,9 +115,15 @@ def used_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated())
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@cache
+def _process(number: int) -> Any:
+    """psutil's view of a process, whose making takes ten times as long as a look at its memory."""
     from psutil import Process
 
-    return int(Process().memory_info().rss)
+    return Process(number)
 
 
 def threads() -> str:

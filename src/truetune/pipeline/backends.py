@@ -120,12 +120,18 @@ def open_session(
     directory: Path,
     listener: Listener,
     write_metrics: Callable[[dict[str, Any]], None],
+    log: Path | None = None,
 ) -> Session:
-    """The engine's session: TRL's in this process, Unsloth's in one of its own, whose output goes to unsloth.log."""
+    """The engine's session: TRL's in this process, Unsloth's in one of its own, whose output goes to the log.
+
+    Without one it goes to unsloth.log, which begins anew each time.
+    """
     if backend == "trl":
         return TrlSession(listener, write_metrics)
     from truetune.training.remote import RemoteSession
 
     environment = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    log = directory / "unsloth.log"
+    if log is None:
+        log = directory / "unsloth.log"
+        log.unlink(missing_ok=True)
     return RemoteSession(_PROGRAM, log=log, listener=listener, write_metrics=write_metrics, **environment)

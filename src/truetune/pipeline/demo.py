@@ -16,6 +16,7 @@ from truetune.model.source import DEMO, resolve_model
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.train import Run, train_run
 from truetune.runs.directory import next_directory
+from truetune.runs.log import RunLog
 
 _SHOWN, _LONGEST_ANSWER = 4, 48
 
@@ -48,6 +49,7 @@ def run_demo(
     seed: int = 42,
     overrides: Sequence[str] = (),
     listener: Listener,
+    log: RunLog | None = None,
 ) -> DemoOutcome:
     """Fine-tunes the demo model on generated rows and scores it on requests whose words it never saw."""
     rows = demo_rows(seed=seed)
@@ -64,7 +66,7 @@ def run_demo(
     config = load_config(settings=settings, overrides=overrides).config
     listener.say("the base model answers first (its weights are unpacked on the very first run)")
     before = _answers(_base_model(), requests, listener, stage="asking the base model")
-    run = train_run(config, rows=rows.train, overwrite=overwrite, listener=listener)
+    run = train_run(config, rows=rows.train, overwrite=overwrite, listener=listener, log=log)
     after = _answers(load_trained(run.directory), requests, listener, stage="asking the fine-tuned model")
     compared = [DemoExample(*row) for row in zip(requests, expected, before, after, strict=True)]
     return DemoOutcome(

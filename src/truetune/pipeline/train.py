@@ -13,6 +13,7 @@ from truetune.config.schema import Config
 from truetune.data.examples import Record
 from truetune.data.store import StoredRows
 from truetune.errors import BackendError, CheckpointError, first_line
+from truetune.figures import byte_size
 from truetune.files import free_bytes, remedy, write_json, write_text
 from truetune.listener import Listener, LogListener
 from truetune.model.hardware import threads
@@ -29,10 +30,12 @@ from truetune.pipeline.plan import keep_decisions, plan_run, plan_without_packs,
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.resume import Resume, identity, require_same_run, tell_roundings, where_to_resume
 from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable, shaped_records, training_files
+from truetune.pipeline.tracked import run_facts, scores_of
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.runs.directory import RunDirectory, next_directory, now, public
-from truetune.training.job import TrainResult
+from truetune.runs.log import RunLog
 from truetune.training.session import Destination, LoadedModel, ScoredRows, Session, Tracking, TrainingRows
+from truetune.training.trackers import require_reachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +98,31 @@ def train_run(
     overwrite: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
+    log: RunLog | None = None,
 ) -> Run:
     """Trains as configured. Everything that can be refused is refused before the model's weights load.
 
-    `dry_run` stops before the first step, with every setting decided and nothing written.
+    `dry_run` stops before the first step, with every setting decided and nothing written. `log` becomes the file of
+    the run in which a command's words are kept.
 
     Raises ConfigError, DataError, BackendError or CheckpointError; a run that fails later says so in its run.json.
     """
     listener = listener or LogListener()
     require_rows(config.data, rows)
     directory = RunDirectory(Path(config.output_dir) if config.output_dir else next_directory(_data_name(config)))
-    with nullcontext() if dry_run else _at_work(directory):
+    with nullcontext() if dry_run else _at_work(directory, log):
         resume_from = where_to_resume(directory, resume, overwrite=overwrite, listener=listener)
+        if log and not dry_run:
+            log.open(directory.log, goes_on=resume_from is not None)
         if resume_from is not None and directory.config.exists():
             config = keep_decisions(config, load_config(directory.config).config)
         machine = ask_machine(config, listener, has_callbacks=bool(callbacks))
+        if not dry_run:
+            require_reachable(config.logging.report_to)
         config = settle(config, backend=machine.backend, device=machine.device, listener=listener)
         source = rereadable(rows)
         prepared = prepare_for(machine, config, source=source, formatting=formatting, listener=listener)
-        training = _Training(config, directory, machine, prepared, resume_from, listener)
+        training = _Training(config, directory, machine, prepared, resume_from, listener, log)
         training.tell_plan()
         training.score_answers(source, formatting)
         if dry_run:
@@ -131,10 +140,10 @@ def train_run(
 
 
 @contextmanager
-def _at_work(directory: RunDirectory) -> Iterator[None]:
+def _at_work(directory: RunDirectory, log: RunLog | None) -> Iterator[None]:
     """The directory is this process's alone; what its disk refuses is told by name."""
     try:
-        with directory.locked():
+        with directory.locked(), _left(log):
             yield
     except OSError as error:
         place = Path(error.filename or directory.path)
@@ -142,6 +151,16 @@ def _at_work(directory: RunDirectory) -> Iterator[None]:
         if hint is None or not (place == directory.path or directory.path in place.parents):
             raise
         raise CheckpointError(f"{place} cannot be written: {first_line(error)}", hint=hint) from error
+
+
+@contextmanager
+def _left(log: RunLog | None) -> Iterator[None]:
+    """A run that has not begun leaves no log."""
+    try:
+        yield
+    finally:
+        if log:
+            log.leave()
 
 
 class _Training:
@@ -155,8 +174,10 @@ class _Training:
         prepared: PreparedDataset,
         resume_from: Path | None,
         listener: Listener,
+        log: RunLog | None = None,
     ) -> None:
         self.config = config
+        self.log = log
         self.directory = directory
         self.machine = machine
         self.prepared = prepared
@@ -179,8 +200,10 @@ class _Training:
         try:
             model = self._load(session)
             if self.resume_from is None:
-                self.directory.clear(data=self.config.data.path, base=self.config.model.name_or_path)
+                data, base = self.config.data.path, self.config.model.name_or_path
+                self.directory.clear(data=data, base=base, keeps_log=self.log is not None)
             self._write_start(model, own_rows)
+            self._begin_log()
             self._train(session, model, callbacks)
         except BaseException as error:
             self._write_failure(error)
@@ -188,11 +211,18 @@ class _Training:
         finally:
             session.close()
 
+    def _begin_log(self) -> None:
+        if self.log:
+            self.log.begin()
+            if self.log.path:
+                self.listener.say(f"log: {self.log.path}, with what libraries say")
+
     def _open_session(self) -> Session:
         return open_session(
             self.machine.backend,
             device=self.machine.device,
             directory=self.directory.path,
+            log=self.log.file if self.log else None,
             listener=self.listener,
             write_metrics=self.directory.append_metrics,
         )
@@ -237,7 +267,6 @@ class _Training:
 
     def _train(self, session: Session, model: LoadedModel, callbacks: Sequence[Any]) -> None:
         """Trains, then saves and verifies; run.json says at any time how far it came."""
-        logging = self.config.logging
         job = train_job(
             self.plan,
             machine=self.machine,
@@ -248,8 +277,7 @@ class _Training:
         )
         tokenizer = with_chat_template(self.machine.tokenizer, self.prepared.template.servers_chat_template)
         rows = TrainingRows(self.plan.sequences, self.prepared.validation, tokenizer, self._scored)
-        tracking = Tracking(self.directory.path, logging.logging_dir, logging.project)
-        result = session.train(job, rows, tracking, callbacks)
+        result = session.train(job, rows, self._tracking(), callbacks)
         outcome = {**asdict(result), "ended": now()}
         if result.stopped_by:
             self.directory.update_record(status="stopped", **outcome)
@@ -257,7 +285,15 @@ class _Training:
         else:
             folder = self._save(session)
             self.directory.update_record(status="finished", adapter=folder.name, **outcome)
-            self._compare(result)
+        session.conclude(scores_of(result, is_verified=not result.stopped_by))
+
+    def _tracking(self) -> Tracking:
+        """Where trackers write, and what they are told beside the metrics."""
+        logging, prepared, facts = self.config.logging, self.prepared, None
+        if logging.report_to:
+            tokenizer = prepared.template.tokenizer
+            facts = run_facts(self.directory, prepared.train, tokenizer, shown=logging.report_rows)
+        return Tracking(self.directory.path, logging.logging_dir, logging.project, facts)
 
     def _save(self, session: Session) -> Path:
         from truetune.inference import prompt_format
@@ -336,15 +372,6 @@ class _Training:
         memory = {"peak_bytes": plan.memory.peak, "parts": plan.memory.parts}
         return {"memory": memory, "seconds": duration and duration.total, "disk_bytes": plan.disk_bytes}
 
-    def _compare(self, result: TrainResult) -> None:
-        """The plan beside what the run took, where it ran to its end from the start."""
-        if self.resume_from is None:
-            planned, taken = self.plan.memory.on_device(self.machine.device), result.peak_memory_bytes
-            said = f"peak memory {taken / 1e9:.2f} GB, planned {planned / 1e9:.2f} GB ({planned / taken - 1:+.0%})"
-            duration = reckoned_duration(self.plan, self.machine, self.prepared)
-            time_ = f"; {result.seconds:,.0f} s, planned {duration.total:,.0f} s, roughly" if duration else ""
-            self.listener.say(f"{said}{time_}")
-
     def is_complete(self) -> bool:
         """True if nothing is left to train; a schedule that changed is told."""
         if self.resume_from is None:
@@ -376,8 +403,8 @@ class _Training:
         free, needed = free_bytes(self.directory.path), self.plan.disk_bytes
         if free < needed:
             self.listener.warn(
-                f"{self.directory.path}: checkpoints and weights will take about {needed / 1e9:,.1f} GB, and "
-                f"{free / 1e9:,.1f} GB are free on its disk; a lower checkpoints.save_total_limit takes less"
+                f"{self.directory.path}: checkpoints and weights will take about {byte_size(needed)}, and "
+                f"{byte_size(free)} are free on its disk; a lower checkpoints.save_total_limit takes less"
             )
 
 

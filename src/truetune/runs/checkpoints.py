@@ -117,8 +117,9 @@ def metrics_line(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of metrics without times and rates, which no two trainings share."""
-    return {name: value for name, value in line.items() if not name.endswith(("_per_second", "_runtime"))}
+    """A line of metrics without times, rates and memory, which no two trainings share."""
+    own = ("_per_second", "_runtime", "memory_bytes")
+    return {name: value for name, value in line.items() if not name.endswith(own)}
 
 
 def listed(folder: Path) -> list[Path]:

@@ -71,6 +71,16 @@ class RunDirectory:
         return self.path / "parity.json"
 
     @property
+    def log(self) -> Path:
+        """What was said while it trained, by libraries too; a run from Python has none."""
+        return self.path / "log.txt"
+
+    @property
+    def trackers(self) -> Path:
+        """Where each tracker's copy of the run is."""
+        return self.path / "trackers.json"
+
+    @property
     def report(self) -> Path:
         """The page that `truetune report` writes."""
         return self.path / "report.html"
@@ -181,11 +191,12 @@ class RunDirectory:
             set_aside(path)
         return later
 
-    def clear(self, *, data: object = None, base: object = None) -> None:
+    def clear(self, *, data: object = None, base: object = None, keeps_log: bool = False) -> None:
         """Removes what a run wrote here, or was made of it here, and nothing else.
 
         Weights that were made of an earlier run (merged, exported) would pass for those of the next one. Rows from
-        Python stay where `data` names them, and made weights where `base` does.
+        Python stay where `data` names them, and made weights where `base` does. `keeps_log`: it is that of the next
+        run already.
         """
         for file in (
             self.config,
@@ -195,6 +206,8 @@ class RunDirectory:
             self.own_data,
             self.parity,
             self.report,
+            self.trackers,
+            *([] if keeps_log else [self.log]),
         ):
             if str(file) != str(data):
                 file.unlink(missing_ok=True)

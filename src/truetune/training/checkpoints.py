@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from truetune.errors import CheckpointError, first_line
+from truetune.figures import byte_size
 from truetune.files import remedy
 from truetune.listener import Listener
 from truetune.runs.checkpoints import (
@@ -131,8 +132,8 @@ def _not_saved(error: Exception, folder: Path, needed: int) -> CheckpointError:
     # torch says of a full disk only that it is at an unexpected position.
     if "No space left" in str(error) or free < needed:
         return CheckpointError(
-            f"{folder} could not be saved: no space left on its disk, which has {free / 1e6:,.0f} MB free where this "
-            f"takes about {needed / 1e6:,.0f} MB; {safe}",
+            f"{folder} could not be saved: no space left on its disk, which has {byte_size(free)} free where this "
+            f"takes about {byte_size(needed)}; {safe}",
             hint="make space there and go on with --resume; a lower checkpoints.save_total_limit takes less",
         )
     hint = remedy(error) if isinstance(error, OSError) else None

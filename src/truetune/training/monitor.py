@@ -9,10 +9,9 @@ from types import FrameType
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import SaveStrategy
 
-from truetune.errors import BackendError, first_line
+from truetune.errors import BackendError
 from truetune.listener import Listener, StepEvent
 from truetune.model.hardware import used_memory
 from truetune.runs.checkpoints import metrics_line
@@ -156,49 +155,6 @@ def damaged_weight(model: Any) -> str | None:
     """The name of a weight that does not learn and yet holds values that are not finite."""
     frozen = ((name, each) for name, each in model.named_parameters() if not each.requires_grad)
     return next((name for name, each in frozen if each.is_floating_point() and not each.isfinite().all()), None)
-
-
-class GuardedTracker(TrainerCallback):
-    """A tracker that may fail: the first failure is told, then the tracker is left alone and the run goes on."""
-
-    def __init__(self, name: str, tracker: TrainerCallback, listener: Listener) -> None:
-        self._name = name
-        self._tracker: TrainerCallback | None = tracker
-        self._listener = listener
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._report("on_train_begin", *args, **kwargs)
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        self._report("on_log", *args, **kwargs)
-
-    def on_save(self, *args: Any, **kwargs: Any) -> None:
-        self._report("on_save", *args, **kwargs)
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self._report("on_train_end", *args, **kwargs)
-
-    def _report(self, event: str, *args: Any, **kwargs: Any) -> None:
-        if self._tracker is None:
-            return
-        try:
-            getattr(self._tracker, event)(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and none of it is worth a run
-            self._tracker = None
-            self._listener.warn(
-                f"{self._name} failed; from now on metrics go to metrics.jsonl only: {first_line(error)}"
-            )
-
-
-def guarded_trackers(names: Sequence[str], listener: Listener) -> list[TrainerCallback]:
-    """transformers' callbacks for these trackers, whose failures are warnings."""
-    found: list[TrainerCallback] = []
-    for name, tracker in zip(names, get_reporting_integration_callbacks(list(names)), strict=True):
-        try:
-            found.append(GuardedTracker(name, tracker(), listener))
-        except (RuntimeError, ImportError) as error:
-            listener.warn(f"{name} cannot start; metrics go to metrics.jsonl only: {error}")
-    return found
 
 
 class Stopwatch:

@@ -9,12 +9,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from truetune.errors import BackendError, TruetuneError
 from truetune.listener import Listener, StepEvent
+from truetune.runs.captured import captured
+from truetune.runs.log import RunLog
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.session import (
     Destination,
@@ -27,12 +29,14 @@ from truetune.training.session import (
     WriteMetrics,
 )
 from truetune.training.signals import stopping
+from truetune.training.trackers.facts import Scores
 
 
 class RemoteSession:
     """A session whose work is done by another process, which `python -c program` starts.
 
-    What the process prints goes to the file `log`. Signals to stop are passed on to it; it ends with this process.
+    What the process prints goes behind what is in the file `log`. Signals to stop are passed on to it; it ends with
+    this process.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class RemoteSession:
         self._log = log
         self._received: signal.Signals | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as printed:
+        with log.open("ab") as printed:
             # -P: a folder in the working directory must not stand for a library, as W&B's wandb/ would.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
@@ -62,6 +66,9 @@ class RemoteSession:
 
     def save(self, destination: Destination) -> Saved:
         return self._ask("save", destination)  # type: ignore[no-any-return]
+
+    def conclude(self, scores: Scores) -> None:
+        self._ask("conclude", scores)
 
     def close(self) -> None:
         """Ends the process, if it has not ended."""
@@ -129,11 +136,15 @@ class RemoteSession:
 def answer_requests(open_session: Callable[..., Session]) -> None:
     """In the process: opens the session, then answers requests until there are no more.
 
-    What libraries print to standard output goes to standard error, which is the log.
+    Standard error is the log, where all goes that libraries say.
     """
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    requests = _Requests(sys.stdin.buffer)
+    with closing(RunLog(descriptor=2)) as log, captured(log):
+        _answer(_Requests(sys.stdin.buffer), events, open_session)
+
+
+def _answer(requests: "_Requests", events: BinaryIO, open_session: Callable[..., Session]) -> None:
     session: Session | None = None
     for name, arguments in requests:
         try:
@@ -149,6 +160,8 @@ def answer_requests(open_session: Callable[..., Session]) -> None:
             traceback.print_exc()
             answer = ("failure", f"{type(error).__name__}: {error}")
         _send(events, answer)
+    if session is not None:
+        session.close()
 
 
 class _Requests:

@@ -1,6 +1,8 @@
 """A training, from the base's weights to verified ones: load, train, save, here or in a process of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +16,9 @@ from truetune.model.adapter import LoraSettings
 from truetune.model.fixtures import FILE, FixedPrompt, Fixtures, record
 from truetune.model.load import ModelOptions
 from truetune.model.source import ModelSource
+from truetune.runs.checkpoints import checkpoint_step
 from truetune.training.job import TrainJob, TrainResult
+from truetune.training.trackers.facts import RunFacts, Scores
 
 WriteMetrics = Callable[[dict[str, Any]], None]
 
@@ -90,11 +94,12 @@ class TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """Where trackers write: a run's directory, TensorBoard's folder, the project's name."""
+    """Where trackers write (a run's directory, TensorBoard's folder, the project's name), and what beside metrics."""
 
     run: Path
     logging_dir: str | None = None
     project: str | None = None
+    facts: RunFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,10 @@ class Saved:
 
 
 class Session(Protocol):
-    """One training. The calls are made in this order, each once; `close` at the end, whatever happened."""
+    """One training. The calls are made in this order, each once; `close` at the end, whatever happened.
+
+    A training that was stopped is concluded without a save.
+    """
 
     def load(self, request: ModelRequest) -> LoadedModel:
         """Loads the base and adds the adapter. BackendError if it cannot be loaded or does not take it."""
@@ -133,6 +141,9 @@ class Session(Protocol):
 
     def save(self, destination: Destination) -> Saved:
         """Saves the trained weights, verified, with the model's answers; answers that fail cost a warning only."""
+
+    def conclude(self, scores: Scores) -> None:
+        """Tells the trackers what came of the run, and ends them."""
 
     def close(self) -> None:
         """Lets go of the model."""
@@ -148,6 +159,7 @@ class TrlSession:
     _request: ModelRequest | None = None
     _model: Any = None
     _engine: Any = None
+    _trackers: Sequence[Any] = ()
 
     def load(self, request: ModelRequest) -> LoadedModel:
         from truetune.model.adapter import missed_experts, reached_weights
@@ -182,10 +194,9 @@ class TrlSession:
 
     def train(self, job: TrainJob, rows: TrainingRows, tracking: Tracking, callbacks: Sequence[Any]) -> TrainResult:
         from truetune.training.monitor import MetricsCallback
-        from truetune.training.trackers import tracker_environment
         from truetune.training.trl import build_engine, train
 
-        with tracker_environment(run=tracking.run, logging_dir=tracking.logging_dir, project=tracking.project):
+        with self._tracked(job, tracking) as trackers:
             self._engine = build_engine(
                 job,
                 model=self._model,
@@ -194,10 +205,27 @@ class TrlSession:
                 validation=rows.validation,
                 scored=rows.scored,
                 listener=self.listener,
-                callbacks=callbacks,
+                callbacks=[*trackers, *callbacks],
                 **self.engine_options,
             )
             return train(self._engine, job, metrics=MetricsCallback(self.write_metrics))
+
+    @contextmanager
+    def _tracked(self, job: TrainJob, tracking: Tracking) -> Iterator[Sequence[Any]]:
+        """The job's trackers, which find their environment while it lasts; they stay until `conclude` or `close`."""
+        from truetune.training.trackers.guard import guarded_trackers
+        from truetune.training.trackers.places import Situation, tracker_environment
+
+        name = job.run_name or os.environ.get("WANDB_NAME") or tracking.run.absolute().name
+        resumed_at = checkpoint_step(job.resume_from) if job.resume_from else None
+        situation = Situation(tracking.run, name, tracking.logging_dir, tracking.project, resumed_at)
+        with tracker_environment(job.report_to, situation):
+            self._trackers = guarded_trackers(job.report_to, self.listener, situation, tracking.facts)
+            yield self._trackers
+
+    def conclude(self, scores: Scores) -> None:
+        for tracker in self._trackers:
+            tracker.conclude(scores)
 
     def save(self, destination: Destination) -> Saved:
         answers = self._answers(destination)
@@ -253,4 +281,6 @@ class TrlSession:
         )
 
     def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.abandon()
         self._model = self._engine = None

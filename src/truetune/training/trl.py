@@ -24,7 +24,7 @@ from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_lora import cast_once
-from truetune.model.hardware import lacks_compiler
+from truetune.model.hardware import lacks_compiler, used_memory
 from truetune.model.loss import provable_head
 from truetune.model.side_by_side import WORKERS, obstacle, side_by_side
 from truetune.model.slices import TOKENS, largest, slices
@@ -50,7 +50,6 @@ from truetune.training.monitor import (
     SignalCallback,
     Stopwatch,
     damaged_weight,
-    guarded_trackers,
     tell_step,
 )
 from truetune.training.room import CHECKPOINTING, Room, persist
@@ -346,7 +345,7 @@ class Engine(SFTTrainer):
         return torch.stack(list(side_by_side(sums_of, pieces, workers=self._room.workers_for(pieces)))).sum(0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the token-weighted accuracy, the run's tokens so far and the rate to a training line."""
+        """Adds the token-weighted accuracy, the run's tokens so far, the rate and the memory to a training line."""
         counts, self._logged = self._logged, Counts()
         if "loss" in logs and counts.supervised:
             history = self.state.log_history
@@ -356,6 +355,7 @@ class Engine(SFTTrainer):
             logs["supervised_tokens"] = counts.supervised + int(_last(history, "supervised_tokens") or 0)
             if self.watch.tokens_per_second:
                 logs["tokens_per_second"] = self.watch.tokens_per_second
+            logs["memory_bytes"] = used_memory(self.args.device.type)
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -397,7 +397,7 @@ def build_engine(
         eval_dataset=dataset_of(validation) if validation else None,
         data_collator=collate if job.is_padding_free else partial(collate_padded, pad_token_id=padding),
         processing_class=tokenizer,
-        callbacks=[BestCheckpoint(listener), *stopping, *guarded_trackers(job.report_to, listener), *callbacks],
+        callbacks=[BestCheckpoint(listener), *stopping, *callbacks],
     )
     engine.remove_callback(PrinterCallback)
     if job.torch_compile:

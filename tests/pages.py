@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-VOID = {"meta", "input", "br"}
+VOID = {"meta", "link", "input", "br"}
 
 
 class Page(HTMLParser):

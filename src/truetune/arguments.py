@@ -149,9 +149,7 @@ def _parser() -> _Parser:
     _add_evaluation(evaluate)
 
     report = _command(commands, "report", "a run as one page to look at: curves, answers, rows, plan, settings")
-    report.add_argument("run_directory", metavar="RUN", help="a run's directory; the run may be going on")
-    report.add_argument("-o", "--output", metavar="FILE", help="the page to write (default: RUN/report.html)")
-    report.add_argument("--json", action="store_true", help="print path, size and what is missing as JSON")
+    _add_report(report)
 
     merge = _command(commands, "merge", "adapter and base as one model, proved to answer as they do")
     merge.add_argument("run_directory", metavar="RUN", help="a run's directory, an adapter's folder, or RUN@STEP")
@@ -353,6 +351,22 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the export at PATH")
     parser.add_argument("--json", action="store_true", help="print path, format, size and check as JSON")
     _add_hub(parser)
+
+
+def _add_report(parser: _Parser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="a run's directory; with --serve runs, or folders of them (default: runs)",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the page to write (default: RUN/report.html)")
+    parser.add_argument("--json", action="store_true", help="print path, size and what is missing as JSON")
+    parser.add_argument("--serve", action="store_true", help="show the runs there are, as they go on, in a browser")
+    serve = parser.add_argument_group("with --serve")
+    serve.add_argument("--host", help="where to listen (default: 127.0.0.1, this machine; elsewhere with a key)")
+    serve.add_argument("--port", type=_port, help="a port, or 0 for any (default: 8770, or any if taken)")
+    serve.add_argument("--key", action="store_true", help="ask for a key on this machine, too: others may use it")
 
 
 def _add_serve(parser: _Parser) -> None:

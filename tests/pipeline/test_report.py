@@ -17,6 +17,7 @@ from pages import Page, assert_loads_nothing, assert_only_its_own_scripts_may_ru
 from truetune.cli import main
 from truetune.config.load import load_config
 from truetune.errors import CheckpointError, ConfigError, DataError
+from truetune.figures import byte_size
 from truetune.pipeline.check import prepare
 from truetune.pipeline.inspect import pieces_of
 from truetune.pipeline.review.report import run_page
@@ -294,7 +295,7 @@ def test_the_plan_stands_beside_what_the_run_took(run: Path) -> None:
     assert (told["Time"].planned, told["Time"].taken, told["Time"].difference) == ("20 s", "30 s", "+50%")
     assert (told["Peak memory"].planned, told["Peak memory"].difference) == ("2.00 GB", "+50%")
     files = [path for name in ("checkpoints", "adapter") for path in (run / name).rglob("*") if path.is_file()]
-    assert told["Disk"].taken == f"{sum(path.stat().st_size for path in files) / 1e6:.2f} MB"
+    assert told["Disk"].taken == byte_size(sum(path.stat().st_size for path in files))
     (run / "run.json").write_text(json.dumps({**record, "device": "cuda"}))
     assert {each.name: each.planned for each in run_page(RunDirectory(run)).planned}["Peak memory"] == "1.50 GB"
 
@@ -357,5 +358,6 @@ def test_figures_of_tasks_are_told(run: Path) -> None:
     shutil.rmtree(run / "evaluations")
     (run / "evaluations").mkdir()
     figures = [{"task": "sums", "metric": "acc", "tuned": 0.75, "base": 0.5}]
-    (run / "evaluations" / "tasks-1.json").write_text(json.dumps({"figures": figures}))
+    (run / "evaluations" / "lm-eval").mkdir()
+    (run / "evaluations" / "lm-eval" / "tasks-1.json").write_text(json.dumps({"figures": figures}))
     assert "sums acc 0.75, the base 0.5" in shown(run).sections["answers"]

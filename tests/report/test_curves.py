@@ -106,6 +106,15 @@ def test_lines_become_charts_with_what_they_hold() -> None:
     assert found["exact match"].summaries[0].most == 0.5
 
 
+def test_memory_is_drawn_in_the_unit_of_its_chart() -> None:
+    (chart,) = charts(lines(memory_bytes=[3_100_000_000, None, 2_900_000_000]))
+    assert (chart.name, chart.about.split()[0]) == ("Memory", "GB")
+    assert (chart.summaries[0].first, chart.summaries[0].last) == (pytest.approx(3.1), pytest.approx(2.9))
+    (sent,) = payload([chart], ())["charts"][0]["curves"]
+    assert (sent["key"], sent["scale"]) == ("memory_bytes", 1e-9)
+    assert sent["values"] == [pytest.approx(3.1), None, pytest.approx(2.9)]
+
+
 def test_curves_can_be_drawn_over_tokens_from_the_first_on() -> None:
     (tokens,) = axes(lines(num_tokens=[100, 250]))
     assert (tokens.name, tokens.steps.tolist(), tokens.values.tolist()) == ("tokens", [0, 1, 2], [0, 100, 250])

@@ -83,7 +83,7 @@ def test_what_comes_from_a_run_is_escaped_everywhere() -> None:
     assert HARMFUL not in source
     assert html.escape(HARMFUL, quote=False)[:20] in source
     assert "49" not in shown.sections["settings"]
-    assert len(shown.named("script")) == 3
+    assert len(shown.named("script")) == 5
     assert shown.named("img") == []
     assert_only_its_own_scripts_may_run(shown)
     assert_well_formed(shown)
@@ -93,7 +93,7 @@ def test_names_of_curves_cannot_leave_the_block_of_json() -> None:
     lines = [{"step": step, f"eval_{HARMFUL}": 0.5} for step in (1, 2)]
     source = render_run_page(page(lines=lines))
     shown = Page(source)
-    assert len(shown.named("script")) == 3
+    assert len(shown.named("script")) == 5
     assert HARMFUL not in source
     assert json.loads(shown.scripts[0])["charts"][0]["name"] == HARMFUL.replace("_", " ")
 

@@ -1,67 +1,43 @@
 """The page of a run in a real browser: it draws, reacts to keys and clicks, says nothing, and fetches nothing."""
 
-import json
-import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_run_page import metrics, page
 
+from chromium import Browser, Tab, needs_chromium, running_chromium
 from truetune.report.run_page import render_run_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+pytestmark = needs_chromium
 
-REPORT = """
-<pre id="seen"></pre>
-<script>
-addEventListener("load", () => setTimeout(async () => {
-  const seen = {};
-  const wait = () => new Promise((done) => setTimeout(done, 60));
-  const key = (box, name) => box.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
-  const said = () => document.getElementById("said").textContent;
-  const tips = () => [...document.querySelectorAll(".tip:not([hidden])")].map((each) => each.innerText);
-  const [box] = document.querySelectorAll(".live");
-  const whole = document.getElementById("whole");
-  %s
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-}, 60));
-</script>
+HANDS = """
+const wait = () => new Promise((done) => setTimeout(done, 60));
+const key = (box, name) => box.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+const said = () => document.getElementById("said").textContent;
+const tips = () => [...document.querySelectorAll(".tip:not([hidden])")].map((each) => each.innerText);
+const [box] = document.querySelectorAll(".live");
+const whole = document.getElementById("whole");
 """
 
 
-def seen(folder: Path, source: str, steps: str, *options: str) -> dict[str, Any]:
-    """What a script finds in the page. Its policy would not let it run, and is left out for that."""
-    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-    file = folder / "driven.html"
-    file.write_text(without_policy.replace("</body>", REPORT % steps + "</body>"), encoding="utf-8")
-    found = re.search(r'<pre id="seen">(.*?)</pre>', opened(file, *options).stdout, re.DOTALL)
-    assert found
-    assert found[1], "the page's script did not come to its end"
-    answer: dict[str, Any] = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    return answer
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with running_chromium(tmp_path_factory.mktemp("profile")) as running:
+        yield running
 
 
-def opened(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--window-size=1280,900",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=4000",
-        f"--user-data-dir={file.parent / 'profile'}",
-        *options,
-        "--dump-dom",
-        file.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+def opened(browser: Browser, folder: Path, source: str) -> Tab:
+    """The page, as a file that somebody opens."""
+    file = folder / "page.html"
+    file.write_text(source, encoding="utf-8")
+    return browser.open(file.as_uri())
+
+
+def seen(browser: Browser, folder: Path, source: str, steps: str) -> dict[str, Any]:
+    """What is found in the page by steps taken in it."""
+    return opened(browser, folder, source).do(HANDS, steps)
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +45,31 @@ def source() -> str:
     return render_run_page(page(lines=metrics(60)))
 
 
-def test_it_draws_every_chart_and_says_nothing(source: str, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    file.write_text(source, encoding="utf-8")
-    done = opened(file)
-    assert done.stdout.count("<canvas") == 2
-    assert done.stdout.count('class="chart main drawn"') == 1
-    assert "CONSOLE" not in done.stderr
+def test_it_draws_every_chart_and_says_nothing(source: str, browser: Browser, tmp_path: Path) -> None:
+    tab = opened(browser, tmp_path, source)
+    assert tab.tell("document.querySelectorAll('canvas').length") == 2
+    assert tab.tell("document.querySelectorAll('.chart.main.drawn').length") == 1
+    assert tab.said == []
 
 
-def test_no_request_leaves_the_machine(source: str, tmp_path: Path) -> None:
-    assert asked_by(tmp_path / "page.html", source) == []
+def test_it_fetches_nothing(source: str, browser: Browser, tmp_path: Path) -> None:
+    tab = opened(browser, tmp_path, source)
+    assert tab.asked == [(tmp_path / "page.html").as_uri()]
     picture = "<img src=http://127.0.0.1:9/x></body>"
     leaky = source.replace("default-src 'none'", "img-src *").replace("</body>", picture)
-    assert asked_by(tmp_path / "other.html", leaky), "else this test would hear of no request at all"
+    assert "http://127.0.0.1:9/x" in opened(browser, tmp_path, leaky).asked, "else this test would hear of no request"
 
 
-def asked_by(file: Path, source: str) -> list[str]:
-    """Who asked for what, without what the browser asks of its maker by itself."""
-    log = file.with_suffix(".json")
-    file.write_text(source, encoding="utf-8")
-    opened(file, f"--log-net-log={log}")
-    askers = re.findall(r'"initiator":"([^"]*)"', log.read_text(encoding="utf-8", errors="replace"))
-    return [asker for asker in askers if asker != "not an origin"]
+def test_a_foreign_script_does_not_run_in_it(source: str, browser: Browser, tmp_path: Path) -> None:
+    taken = source.replace("</body>", "<script>document.title = 'taken'</script></body>")
+    tab = opened(browser, tmp_path, taken)
+    assert tab.tell("document.title") != "taken"
+    assert tab.said, "else this test could not tell a silent page from a deaf test"
 
 
-def test_a_foreign_script_does_not_run_in_it(source: str, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    file.write_text(source.replace("</body>", "<script>document.title = 'taken'</script></body>"), encoding="utf-8")
-    done = opened(file)
-    assert "<title>taken" not in done.stdout
-    assert "CONSOLE" in done.stderr, "else this test could not tell a silent page from a deaf test"
-
-
-def test_the_keyboard_reads_values_and_zooms_all_charts(source: str, tmp_path: Path) -> None:
+def test_the_keyboard_reads_values_and_zooms_all_charts(source: str, browser: Browser, tmp_path: Path) -> None:
     found = seen(
+        browser,
         tmp_path,
         source,
         """
@@ -127,8 +93,9 @@ def test_the_keyboard_reads_values_and_zooms_all_charts(source: str, tmp_path: P
     assert found["again"] == found["first"]
 
 
-def test_the_curves_can_be_drawn_over_tokens(source: str, tmp_path: Path) -> None:
+def test_the_curves_can_be_drawn_over_tokens(source: str, browser: Browser, tmp_path: Path) -> None:
     found = seen(
+        browser,
         tmp_path,
         source,
         """
@@ -142,8 +109,9 @@ def test_the_curves_can_be_drawn_over_tokens(source: str, tmp_path: Path) -> Non
     assert found["canvases"] == 2
 
 
-def test_a_drag_over_a_chart_zooms_all_of_them(source: str, tmp_path: Path) -> None:
+def test_a_drag_over_a_chart_zooms_all_of_them(source: str, browser: Browser, tmp_path: Path) -> None:
     found = seen(
+        browser,
         tmp_path,
         source,
         """
@@ -164,7 +132,7 @@ def test_a_drag_over_a_chart_zooms_all_of_them(source: str, tmp_path: Path) -> N
     assert found["other"].startswith("step 30: ")
 
 
-def test_light_and_dark_follow_the_system_and_the_button(source: str, tmp_path: Path) -> None:
+def test_light_and_dark_follow_the_system_and_the_button(source: str, browser: Browser, tmp_path: Path) -> None:
     steps = """
         const theme = document.getElementById("theme");
         const paper = () => getComputedStyle(document.body).backgroundColor;
@@ -172,21 +140,20 @@ def test_light_and_dark_follow_the_system_and_the_button(source: str, tmp_path: 
         theme.click(); await wait();
         seen.second = [theme.textContent, paper()];
         """
-    light = seen(tmp_path, source, steps)
+    light = seen(browser, tmp_path, source, steps)
     assert [name for name, _ in (light["first"], light["second"])] == ["Dark theme", "Light theme"]
     assert light["first"][1] != light["second"][1]
 
 
-def test_a_run_without_a_single_step_is_a_page_too(tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    file.write_text(render_run_page(page(lines=[])), encoding="utf-8")
-    done = opened(file)
-    assert "CONSOLE" not in done.stderr
-    assert "<canvas" not in done.stdout
+def test_a_run_without_a_single_step_is_a_page_too(browser: Browser, tmp_path: Path) -> None:
+    tab = opened(browser, tmp_path, render_run_page(page(lines=[])))
+    assert tab.said == []
+    assert tab.tell("document.querySelectorAll('canvas').length") == 0
 
 
-def test_on_paper_the_curves_are_drawings(source: str, tmp_path: Path) -> None:
+def test_on_paper_the_curves_are_drawings(source: str, browser: Browser, tmp_path: Path) -> None:
     found = seen(
+        browser,
         tmp_path,
         source,
         """

@@ -67,6 +67,15 @@ def test_a_finished_run_is_listed_as_its_record_has_it(tmp_path: Path) -> None:
     assert entry.settings == {"training.learning_rate": 2e-4, "adapter.method": "lora", "adapter.r": 8}
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", status="failed", result={})
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+    assert statuses(tmp_path) == {"a": "unreadable"}
+
+
 def test_a_run_that_has_not_ended_tells_how_far_it_came_by_the_last_whole_lines(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", status="failed", result={"error": "no space"})
     for step in range(1, 2001):

@@ -28,13 +28,18 @@ _LARGEST_STEP = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Values by step, which rises; NaN where what was logged is no number. `is_made`: not logged, but made of it."""
+    """Values by step, which rises; NaN where what was logged is no number. `is_made`: not logged, but made of it.
+
+    `key` is the name of what was logged, `scale` what it was multiplied by, to be in the chart's unit.
+    """
 
     name: str
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
     look: Look = "line"
     is_made: bool = False
+    key: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,10 @@ _CHARTS: Mapping[str, tuple[str, tuple[tuple[str, str, Look], ...]]] = {
         "the mean since the run began, or was last resumed",
         (("tokens a second", "tokens_per_second", "line"),),
     ),
+    "Memory": (
+        "GB that the process held behind the step; on a GPU, of its memory",
+        (("memory", "memory_bytes", "line"),),
+    ),
     "Token accuracy": (
         "the share of learned tokens that the model thinks the likeliest",
         (("training", "mean_token_accuracy", "line"), ("validation", "eval_mean_token_accuracy", "points")),
@@ -108,6 +117,8 @@ _CHARTS: Mapping[str, tuple[str, tuple[tuple[str, str, Look], ...]]] = {
 }
 """Each chart: what its values are, and its curves with their names in metrics.jsonl."""
 _MAIN = "Loss"
+_SCALES = {"memory_bytes": 1e-9}
+"""What logged values are multiplied by, to be in a chart's unit."""
 _NOISY = ("loss", "grad_norm", "mean_token_accuracy")
 _NO_SCORES = {"eval_loss", "eval_mean_token_accuracy", "eval_supervised_tokens", "eval_runtime"}
 _MOST_SCORES = 6
@@ -149,6 +160,8 @@ def _curves(lines: Lines, named: Sequence[tuple[str, str, Look]]) -> Iterator[Cu
         curve = logged(lines, key, name=name, look=look)
         if curve is None:
             continue
+        if key in _SCALES:
+            curve = replace(curve, values=curve.values * _SCALES[key], scale=_SCALES[key])
         trend = smoothed(curve) if key in _NOISY else None
         yield curve if trend is None else replace(curve, look="faint")
         if trend is not None:
@@ -166,7 +179,7 @@ def logged(lines: Lines, key: str, *, name: str, look: Look = "line") -> Curve |
     steps, values = steps[order], values[order]
     is_last = np.append(steps[1:] != steps[:-1], True)
     steps, values = steps[is_last], values[is_last]
-    return None if np.isnan(values).all() else Curve(name, steps, values, look)
+    return None if np.isnan(values).all() else Curve(name, steps, values, look, key=key)
 
 
 def number(value: Any) -> float:
@@ -247,13 +260,24 @@ def payload(charts: Sequence[Chart], axes: Sequence[Axis]) -> dict[str, Any]:
     """The curves as the page's script reads them, thinned; null where a value is no number."""
     return {
         "axes": [{"name": axis.name, **_points(axis.steps, axis.values)} for axis in axes],
-        "charts": [{"name": chart.name, "curves": [_curve(each) for each in chart.curves]} for chart in charts],
+        "charts": [_chart(chart) for chart in charts],
     }
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    curves = [_curve(each) for each in chart.curves]
+    return {"name": chart.name, "about": chart.about, "main": chart.is_main, "curves": curves}
 
 
 def _curve(curve: Curve) -> dict[str, Any]:
     few = thinned(curve)
-    return {"name": curve.name, "look": curve.look, **_points(few.steps, few.values)}
+    return {
+        "name": curve.name,
+        "look": curve.look,
+        "key": curve.key,
+        "scale": curve.scale,
+        **_points(few.steps, few.values),
+    }
 
 
 def _points(steps: NDArray[np.int64], values: NDArray[np.float64]) -> dict[str, Any]:

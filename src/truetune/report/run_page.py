@@ -8,9 +8,14 @@ from truetune.report.curves import Axis, Chart, payload
 from truetune.report.data_page import Shares, ShownRow
 from truetune.report.page import asset, render_page
 
-Tone = Literal["good", "warning", "error", "plain"]
+Tone = Literal["good", "warning", "error", "plain", "busy"]
 Pairs = tuple[tuple[str, str], ...]
 """Names and values."""
+
+DRAWN_STYLES = ("vendor/uPlot.min.css", "templates/run.css")
+DRAWN_SCRIPTS = ("vendor/uPlot.iife.min.js", "templates/page.js", "templates/plots.js")
+"""What a page with curves brings along."""
+SCRIPTS = (*DRAWN_SCRIPTS, "templates/run.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +150,8 @@ def render_run_page(page: RunPage) -> str:
     """The page as HTML. All that comes from the run's directory is escaped, and none of it can run."""
     return render_page(
         "run.html.jinja",
-        styles=("vendor/uPlot.min.css", "templates/run.css"),
-        scripts=("vendor/uPlot.iife.min.js", "templates/run.js"),
+        styles=DRAWN_STYLES,
+        scripts=SCRIPTS,
         page=page,
         curves=payload(page.charts, page.axes),
         licence=asset("vendor/LICENSE"),

@@ -1,11 +1,13 @@
 """A run's files as they are found, for readers that must not fail: anybody may have written, moved or cut them."""
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,17 @@ class Found:
 def own_file(folder: Path, path: Path) -> bool:
     """True for a file inside the folder. A link may show what its owner never meant to pass on."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A file, opened to be read; OSError for a link, a pipe, a folder or a device in its place, not waited for."""
+    # What Windows has not, it has no need of.
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | careful))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path.name} is no file")
+    return file
 
 
 def json_object(folder: Path, path: Path) -> Found:
@@ -35,13 +48,18 @@ def json_lines(folder: Path, path: Path) -> Found:
     text = text_file(folder, path)
     if text.problem:
         return Found([], text.problem)
-    lines = [line for line in text.value.split("\n") if line.strip()]
+    found, damaged = json_objects(text.value)
+    return Found(found, f"{damaged:,} lines of {path.name} are damaged" if damaged else None)
+
+
+def json_objects(text: str) -> tuple[list[dict[str, Any]], int]:
+    """The objects in JSON lines, and how many lines are none."""
+    lines = [line for line in text.split("\n") if line.strip()]
     # All at once takes half the time of one by one; where any line is damaged, that says nothing.
     together = _parsed(f"[{','.join(lines)}]")
     values = together if together is not None and len(together) == len(lines) else map(_parsed, lines)
     found = [value for value in values if isinstance(value, dict)]
-    damaged = len(lines) - len(found)
-    return Found(found, f"{damaged:,} lines of {path.name} are damaged" if damaged else None)
+    return found, len(lines) - len(found)
 
 
 def text_file(folder: Path, path: Path) -> Found:

@@ -85,11 +85,10 @@ def find_runs(folders: Iterable[str | Path], *, settings: Sequence[str] = ()) ->
     return list(found.values())
 
 
-def _records(folder: str) -> Iterator[tuple[str, bytes | OSError]]:
-    """Each folder with a run.json, the folder itself or below it; what lies in a run is no other run."""
-    text = _bytes(folder)
-    if not isinstance(text, FileNotFoundError):
-        yield folder, text
+def run_folders(folder: str) -> Iterator[str]:
+    """Each folder with a run.json, by name, the folder itself or below it; what lies in a run is no other run."""
+    if _has_record(folder):
+        yield folder
         return
     try:
         with os.scandir(folder) as entries:
@@ -98,16 +97,35 @@ def _records(folder: str) -> Iterator[tuple[str, bytes | OSError]]:
         return  # What may not be looked into holds no run of ours.
     for name in below:
         if not name.startswith("."):
-            yield from _records(os.path.join(folder, name))
+            yield from run_folders(os.path.join(folder, name))
+
+
+def _has_record(folder: str) -> bool:
+    try:
+        os.lstat(os.path.join(folder, "run.json"))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # It is there, and reading it will tell why it cannot be read.
+    return True
+
+
+def _records(folder: str) -> Iterator[tuple[str, bytes | OSError]]:
+    return ((path, _bytes(path)) for path in run_folders(folder))
 
 
 def _bytes(folder: str) -> bytes | OSError:
     # Without pathlib, which takes as long as all else does.
     try:
-        with open(os.path.join(folder, "run.json"), "rb") as file:
+        with open(os.path.join(folder, "run.json"), "rb", opener=_at_once) as file:
             return file.read()
     except OSError as error:
         return error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file, and does not wait for a pipe that has its name."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_run(path: str | Path, *, settings: Sequence[str] = ()) -> RunEntry:
@@ -168,7 +186,7 @@ def _entry(directory: RunDirectory, record: Mapping[str, Any], names: Sequence[s
 
 def _logged(metrics: Path) -> dict[str, Any]:
     """How far a run has come, by the last lines of its metrics, whose file is read from its end."""
-    with suppress(FileNotFoundError), metrics.open("rb") as file:
+    with suppress(FileNotFoundError), open(metrics, "rb", opener=_at_once) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         tail = file.read()
         tail = tail[: tail.rfind(b"\n") + 1]  # A process that was killed leaves half a line.

@@ -57,6 +57,7 @@ _EXTRAS: Mapping[str, tuple[str, str]] = {
     "trackio": ("trackio", "log runs to Trackio's dashboard on this machine (logging.report_to: trackio)"),
     "gguf": ("gguf", "take .gguf files as models, the demo model among them, and export them"),
     "llama-cpp": ("xllamacpp", "check exported .gguf files in llama.cpp, and store them in four to six bits"),
+    "live": ("starlette", "watch runs in a browser while they train (truetune report --serve)"),
     "serve": ("fastapi", "serve a model with `transformers serve` (truetune serve --server transformers)"),
     "eval": ("rouge-score", "score answers by ROUGE-L and BLEU (truetune eval --metrics rouge_l,bleu)"),
     "lm-eval": ("lm-eval", "ask tasks of lm-evaluation-harness (truetune eval --lm-eval arc_easy)"),

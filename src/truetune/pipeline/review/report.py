@@ -1,10 +1,8 @@
 """`truetune report`: all that a run's directory tells, as one page to look at and to pass on."""
 
 import math
-import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -12,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from truetune.errors import CheckpointError, ConfigError
+from truetune.figures import byte_size, duration, figure, short_count
 from truetune.files import named_refusals, write_text
 from truetune.lint.private import without_secrets
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.review.evaluations import judged
+from truetune.pipeline.review.planned import planned_figures
 from truetune.pipeline.review.rows import data_facts, samples
 from truetune.report.curves import Chart, Summary, axes, charts, number
-from truetune.report.page import figures
-from truetune.report.run_page import Figure, Pairs, Planned, RunPage, Setting, Tone, render_run_page
+from truetune.report.run_page import Figure, Pairs, RunPage, Setting, Tone, render_run_page
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import json_lines, json_object, mapping, mappings, text, text_file, texts
 from truetune.runs.ledger import RunEntry, read_run
@@ -107,7 +106,7 @@ def run_page(run: RunDirectory) -> RunPage:
         judged=evaluation,
         samples=shown,
         data=data_facts(reported.value, record) if reported.value else None,
-        planned=tuple(_planned(record, run)),
+        planned=tuple(planned_figures(record, run)),
         memory=_memory(record),
         settings=tuple(map(_setting, mappings(record, "settings"))),
         config=without_secrets(config.value),
@@ -135,7 +134,7 @@ def _verdict(entry: RunEntry, record: Mapping[str, Any], run: RunDirectory) -> s
     match entry.status:
         case "finished":
             seconds = number(entry.seconds)
-            took = "" if math.isnan(seconds) else f" in {_duration(seconds)}"
+            took = "" if math.isnan(seconds) else f" in {duration(seconds)}"
             return f"Trained {done}{took}."
         case "running":
             return f"Still training: {done} were logged when this page was written."
@@ -148,6 +147,10 @@ def _verdict(entry: RunEntry, record: Mapping[str, Any], run: RunDirectory) -> s
             return f"Ended without a word after {done}: no process works at it any more. {again}"
         case _:
             return f"{entry.problem or 'run.json cannot be read'}"
+
+
+def _whole(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
 
 
 def _notes(losses: Mapping[str, Summary]) -> Iterator[str]:
@@ -174,11 +177,13 @@ def _figures(entry: RunEntry, record: Mapping[str, Any], losses: Mapping[str, Su
         yield Figure("Steps", f"{entry.steps:,}", f"of {_whole(entry.total_steps)}")
     learned, read = number(record.get("supervised_tokens")), number(record.get("tokens"))
     if not math.isnan(learned):
-        yield Figure("Learned tokens", _short(learned), "" if math.isnan(read) else f"of {_short(read)} read")
+        yield Figure(
+            "Learned tokens", short_count(learned), "" if math.isnan(read) else f"of {short_count(read)} read"
+        )
     for name, value, told, about in (
-        ("Tokens a second", entry.tokens_per_second, figures, ""),
-        ("Time", entry.seconds, _duration, ""),
-        ("Peak memory", entry.peak_memory_bytes, _gigabytes, f"on {text(record, 'device')}"),
+        ("Tokens a second", entry.tokens_per_second, figure, ""),
+        ("Time", entry.seconds, duration, ""),
+        ("Peak memory", entry.peak_memory_bytes, byte_size, f"on {text(record, 'device')}"),
     ):
         if not math.isnan(known := number(value)):
             yield Figure(name, told(known), about)
@@ -195,40 +200,9 @@ def _of_plan(record: Mapping[str, Any]) -> str:
     return "" if "seconds" in record else "The run has not come to its end: what it took is not known yet."
 
 
-def _planned(record: Mapping[str, Any], run: RunDirectory) -> Iterator[Planned]:
-    planned = mapping(record, "planned")
-    memory = mapping(planned, "memory")
-    # On CUDA a run's peak is the allocator's, which does not see what CUDA itself takes.
-    unseen = number(mapping(memory, "parts").get("framework")) if record.get("device") == "cuda" else 0.0
-    peak = number(memory.get("peak_bytes")) - unseen
-    yield from _beside("Steps", number(record.get("total_steps")), number(record.get("steps")), "{:,.0f}".format)
-    yield from _beside("Time", number(planned.get("seconds")), number(record.get("seconds")), _duration)
-    yield from _beside("Peak memory", peak, number(record.get("peak_memory_bytes")), _gigabytes)
-    yield from _beside("Disk", number(planned.get("disk_bytes")), float(_stored(run)), _gigabytes)
-
-
-def _beside(name: str, planned: float, taken: float, told: Callable[[float], str]) -> Iterator[Planned]:
-    if math.isnan(planned):
-        return
-    is_known = not math.isnan(taken)
-    difference = f"{taken / planned - 1:+.0%}" if is_known and planned > 0 else ""
-    yield Planned(name, told(planned), told(taken) if is_known else "", difference)
-
-
-def _stored(run: RunDirectory) -> int:
-    """Bytes of checkpoints and weights; what a running training takes away meanwhile does not count."""
-    total = 0
-    for folder in (run.checkpoints, run.adapter, run.model):
-        for root, _, names in os.walk(folder):
-            for name in names:
-                with suppress(OSError):
-                    total += os.lstat(Path(root) / name).st_size
-    return total
-
-
 def _memory(record: Mapping[str, Any]) -> Pairs:
     parts = mapping(record, "planned", "memory", "parts")
-    return tuple((name, _gigabytes(size)) for name in parts if (size := number(parts[name])) > 0)
+    return tuple((name, byte_size(size)) for name in parts if (size := number(parts[name])) > 0)
 
 
 def _setting(document: Mapping[str, Any]) -> Setting:
@@ -255,30 +229,3 @@ def _environment(record: Mapping[str, Any]) -> Iterator[tuple[str, Pairs]]:
 def _command(record: Mapping[str, Any]) -> list[str]:
     words = record.get("command")
     return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
-
-
-# --- numbers for people -----------------------------------------------------------------------------------
-
-
-def _whole(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
-
-
-def _short(count: float) -> str:
-    """12.3M, 4.56B; below a million all digits."""
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

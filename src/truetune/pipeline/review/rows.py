@@ -1,6 +1,7 @@
 """What the report of a run says of its rows: what became of them, and some of those that it trained on."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +165,30 @@ def _spelling(run: RunDirectory) -> _Spelling | None:
 
 
 def _shown(folder: Path, tokenizer: _Spelling, data: str) -> Iterator[ShownRow]:
-    rows = StoredRows.open(folder)
-    trained = rows.select(np.unique(np.load(folder / "train.npy")))
+    trained = StoredRows.open(folder).select(np.load(folder / "train.npy"))
+    for row in learned_rows(trained, tokenizer, data=data, most=_SAMPLES):
+        stretches = [Stretch(piece, "learned" if learned else "") for piece, learned in row.pieces]
+        yield ShownRow(row.where, (Text("", "", cut_all(stretches, most=_SAMPLE_PART)),), row.about)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedRow:
+    """A row of a run without its secrets: its place, and its text in pieces, each with whether it bears loss."""
+
+    where: str
+    about: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+def learned_rows(trained: StoredRows, tokenizer: Any, *, data: str, most: int) -> Iterator[LearnedRow]:
+    """At most so many of the rows that are trained on, in even steps; `data` is what the run names as their place."""
+    rows = trained.select(np.unique(trained.places))
     files, lines = rows.column("file"), rows.column("line")
     is_one = not files.any()
-    for place in evenly(len(trained), _SAMPLES).tolist():
-        tokens, stands = trained[place], int(trained.places[place])
+    for place in evenly(len(rows), most).tolist() if most else ():
+        tokens, stands = rows[place], int(rows.places[place])
         number = int(lines[stands])
         unit = "line" if data.endswith((".jsonl", ".csv", ".tsv")) else "record"
         where = f"{data}, {unit} {number}" if is_one and data else f"file {int(files[stands]) + 1}, {number}"
-        pieces = pieces_of(tokens, tokenizer)
-        stretches = [Stretch(without_secrets(piece), "learned" if learned else "") for piece, learned in pieces]
-        about = f"{len(tokens.input_ids):,} tokens, {tokens.supervised:,} learned"
-        yield ShownRow(where, (Text("", "", cut_all(stretches, most=_SAMPLE_PART)),), about)
+        pieces = ((without_secrets(piece), is_learned) for piece, is_learned in pieces_of(tokens, tokenizer))
+        yield LearnedRow(where, f"{len(tokens.input_ids):,} tokens, {tokens.supervised:,} learned", tuple(pieces))

@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Idle OpenMP threads must sleep: spinning ones slow a busy machine tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check lint types layers tests test-unsloth docs gpu-check format clean
+.PHONY: install demo test check lint types layers tests chromium test-unsloth docs gpu-check format clean
 
 install: $(INSTALLED)
 
@@ -38,8 +38,12 @@ types: $(INSTALLED)
 layers: $(INSTALLED)
 	$(BIN)/lint-imports
 
-tests: $(INSTALLED)
+tests: $(INSTALLED) chromium
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/docs --ignore tests/unsloth
+
+# For the tests that look at pages in a browser; where it cannot be installed they are skipped.
+chromium:
+	@tests/chromium.sh
 
 # Unsloth in environments of its own: beside the newest libraries, then on the versions that pip finds for it.
 test-unsloth: $(INSTALLED)

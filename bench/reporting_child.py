@@ -1,0 +1,136 @@
+"""What bench/reporting.py runs in a process of its own: one training, with all its reporting or with none.
+
+    python bench/reporting_child.py all|none REQUEST.json ANSWER.json
+
+`all` is the command itself, `truetune train`, on whatever terminal this process has; `none` is the same training
+from Python, with a listener that hears nothing, one line of metrics at its end, and no tracker.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Seconds so far: of the clock and of this process's CPU; those spent on telling of steps, by the training's own
+    thread (clock, CPU), and by whatever works for that beside it (CPU of other threads and processes).
+    """
+
+    clock: float
+    cpu: float
+    own_clock: float
+    own_cpu: float
+    beside_cpu: float
+
+    def since(self, earlier: "Mark") -> "Mark":
+        return Mark(*(now - then for now, then in zip(vars(self).values(), vars(earlier).values(), strict=True)))
+
+
+class Watch:
+    """Marks the ends of the last step that is not timed, and of the last of all."""
+
+    def __init__(self, warmup: int) -> None:
+        self.marks: dict[int, Mark] = {}
+        self._warmup = warmup
+        self._own_clock = self._own_cpu = 0.0
+
+    def around(self, tell: Callable[..., None]) -> Callable[..., None]:
+        """The one method of the engine through which all of a step is told: listener, metrics, trackers."""
+
+        def told(engine: Any, *args: Any, **options: Any) -> None:
+            clock, cpu = time.perf_counter(), time.thread_time()
+            tell(engine, *args, **options)
+            self._own_clock += time.perf_counter() - clock
+            self._own_cpu += time.thread_time() - cpu
+            step = engine.state.global_step
+            if step in (self._warmup, engine.state.max_steps) and step not in self.marks:
+                self.marks[step] = self._mark()
+
+        return told
+
+    def _mark(self) -> Mark:
+        now = time.perf_counter(), time.process_time()
+        return Mark(*now, self._own_clock, self._own_cpu, cpu_of_threads() + cpu_of_children())
+
+    @property
+    def taken(self) -> Mark:
+        """What the timed steps took."""
+        first, last = self.marks.values()
+        return last.since(first)
+
+
+def cpu_of_threads() -> float:
+    """Of Python's threads but this one. Those that compute slices live for a step only, and none does now."""
+    others = (each.ident for each in threading.enumerate() if each is not threading.current_thread())
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in others if ident is not None)
+
+
+def cpu_of_children() -> float:
+    """Of the processes that this one has started, and those of theirs."""
+    import psutil
+
+    found = 0.0
+    for child in psutil.Process().children(recursive=True):
+        times = child.cpu_times()
+        found += times.user + times.system
+    return found
+
+
+def train_told(settings: dict[str, Any], trackers: list[str]) -> int:
+    from truetune.cli import main
+
+    told = {"logging.logging_steps": 1, "logging.report_to": trackers or "none"}
+    words = [f"{name}={json.dumps(value)}" for name, value in {**settings, **told}.items()]
+    return main(["train", *words])
+
+
+def train_silently(settings: dict[str, Any], _: list[str]) -> int:
+    from truetune.config.load import load_config
+    from truetune.pipeline.train import train_run
+
+    silent = {"logging.logging_steps": 1_000_000, "logging.report_to": "none"}
+    train_run(load_config(None, settings={**settings, **silent}).config, listener=Silence())
+    return 0
+
+
+class Silence:
+    """A listener that hears nothing."""
+
+    def say(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int | None) -> None: ...
+
+    def step(self, event: Any) -> None: ...
+
+
+WAYS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {"all": train_told, "none": train_silently}
+
+
+def main(way: str, request_file: str, answer: str) -> int:
+    from truetune.environment import set_environment
+
+    set_environment()  # Before torch loads, as `truetune` does.
+    request = json.loads(Path(request_file).read_text("utf-8"))
+    watch = Watch(request["warmup"])
+    if request["is_quick"]:
+        from engine_rows import tiny
+
+        request["settings"]["model.name_or_path"] = str(tiny(Path(answer).parent / "tiny"))
+    from truetune.training.trl import Engine
+
+    Engine._maybe_log_save_evaluate = watch.around(Engine._maybe_log_save_evaluate)  # type: ignore[method-assign]
+    status = WAYS[way](request["settings"], request["trackers"])
+    Path(answer).write_text(json.dumps(asdict(watch.taken)), "utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,34 +1,37 @@
-"""The benchmarks run, each by one command."""
+"""The benchmarks run, each by one command, on a tiny model."""
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import arithmetic_rows, write_jsonl
 
 BENCH = Path(__file__).parents[1] / "bench"
 
 
-@pytest.mark.real
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        (["preparation.py", "--rounds", "1"], "of encode_batch's rate"),
-        (["preparation_memory.py", "--rows", "200", "2000"], "bytes a row more"),
+        (["preparation.py", "--rounds", "1", "--model", "BASE"], "of encode_batch's rate"),
+        (["preparation_memory.py", "--rows", "200", "2000", "--model", "BASE"], "bytes a row more"),
         (["report.py", "--steps", "9000", "--rounds", "1"], "the outlier is drawn"),
-        (["evaluate.py", "--rows", "6", "--rounds", "1"], "times as fast"),
+        (["evaluate.py", "--rows", "6", "--rounds", "1", "--model", "BASE"], "times as fast"),
         (["check.py", "--rows", "200", "--rules", "200", "--repeats", "1"], "word triples"),
-        (["generate.py", "--rounds", "1", "--prompts", "4", "--max-new-tokens", "8"], "times the rate of one by one"),
+        (
+            ["generate.py", "BASE", "--rounds", "1", "--prompts", "4", "--max-new-tokens", "8"],
+            "times the rate of one by one",
+        ),
     ],
 )
-def test_a_benchmark_prints_its_ratios(tmp_path: Path, program: list[str], words: str) -> None:
+def test_a_benchmark_prints_its_ratios(tiny_base: Path, tmp_path: Path, program: list[str], words: str) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", arithmetic_rows(50))
+    options = [str(tiny_base) if word == "BASE" else word for word in program[1:]]
     done = subprocess.run(
-        [sys.executable, str(BENCH / program[0]), *program[1:]],
-        env={**os.environ, "TRUETUNE_DATA": str(data)},
+        warm.python(BENCH / program[0], *options),
+        env={**os.environ, "TRUETUNE_DATA": str(data), "WARM_PYTHON": warm.executable()},
         capture_output=True,
         text=True,
         check=False,

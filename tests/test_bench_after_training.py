@@ -1,13 +1,12 @@
 """The measures of what is made of a run, by one command."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import truetune
+import warm
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 
 PROGRAM = Path(__file__).parents[1] / "bench" / "after_training.py"
@@ -22,8 +21,7 @@ def test_the_measures_are_taken_of_a_run_and_held_against_their_targets(tmp_path
     options = {"precision": "fp32", "num_train_epochs": 20, "learning_rate": 1e-2, "save_strategy": "no"}
     run = truetune.train(model=str(base), data=str(data), output_dir=tmp_path / "run", **options)
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--run", str(run.directory), "--data", str(data), "--quick"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        warm.python(PROGRAM, "--run", run.directory, "--data", data, "--quick"),
         capture_output=True,
         text=True,
         check=False,

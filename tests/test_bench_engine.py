@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+import warm
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
@@ -22,11 +24,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return engine
 
 
-@pytest.mark.timeout(600)  # Five processes that import torch: half a minute on two idle cores, minutes on busy ones.
 def test_contestants_are_measured_and_agree_in_fp32(tmp_path: Path) -> None:
     kept, names = tmp_path / "measures.json", ["guide", "trl-best", "truetune"]
     done = subprocess.run(
-        [sys.executable, str(BENCH / "engine.py"), "--quick", "--json", str(kept), "--contestants", *names],
+        warm.python(BENCH / "engine.py", "--quick", "--json", kept, "--contestants", *names),
+        env={**os.environ, "WARM_PYTHON": warm.executable()},
         capture_output=True,
         text=True,
         check=False,

@@ -1,10 +1,13 @@
 """bench/levers.py trains truetune with each lever, and every lever is connected to something."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
@@ -81,11 +84,11 @@ def test_what_was_replaced_is_back_afterwards(trial: Trial) -> None:
     assert trl.slices is own
 
 
-@pytest.mark.timeout(600)  # Four processes that import torch.
 def test_the_table_has_a_line_of_ratios_for_each_lever() -> None:
     levers = ["checkpointing"]
-    command = [sys.executable, str(BENCH / "levers.py"), "--quick", "--levers", *levers]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = warm.python(BENCH / "levers.py", "--quick", "--levers", *levers)
+    environment = {**os.environ, "WARM_PYTHON": warm.executable()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "truetune's defaults: " in done.stdout
     for name in levers:

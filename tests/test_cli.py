@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import arithmetic_rows, write_jsonl
+from stand_in import stand_in
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 SMALL = ("training.precision=fp32", "learning_rate=1e-3", "logging_steps=1")
 
 
 def truetune(*words: str, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "truetune", *words]
+    command = warm.truetune(*words)
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=stdin, timeout=200, check=False)
 
 
@@ -293,10 +295,22 @@ def test_doctor_reports_versions_and_precision_and_nothing_is_wrong_here() -> No
     assert {each["severity"] for each in report["problems"]} <= {"note"}
 
 
+def test_the_demo_shows_both_models_and_leaves_a_run_to_talk_to(tmp_path: Path) -> None:
+    """Of a tiny model in the place of the real one, which test_real trains."""
+    command = warm.truetune("demo", "--output-dir", tmp_path / "demo", "max_steps=2")
+    environment = stand_in(tmp_path / "cache")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "base model" in done.stdout
+    assert "exact match on 40 held-out requests: 0% before" in done.stdout
+    assert f"truetune chat {tmp_path / 'demo'}" in done.stdout
+    assert json.loads((tmp_path / "demo" / "run.json").read_text())["steps"] == 2
+
+
 def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed(tiny_base: Path, rows: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("--model", str(tiny_base), "--data", str(rows), "--output-dir", str(folder), *SMALL)
-    command = [sys.executable, "-m", "truetune", "train", *words, "num_train_epochs=3000"]
+    command = warm.truetune("train", *words, "num_train_epochs=3000")
     # `auto` packs so long a run; what it decided must hold when fewer epochs are left.
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0)

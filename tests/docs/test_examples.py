@@ -85,14 +85,15 @@ def test_every_guide_row_reaches_the_model_with_its_input(tiny_base: Path, monke
         assert [text for text, is_learned in shown.pieces if is_learned] == [f"{row['output']}</s>"]
 
 
-@pytest.mark.real
-def test_the_guide_config_trains_on_trl_in_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_config_trains_on_trl_in_4_bits(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     run = truetune.train(
         GUIDE_CONFIGS["trl"],
-        model="demo",
+        model=str(tiny_base),
         output_dir=tmp_path / "output",
-        max_length=256,
+        max_length=1024,
         max_steps=1,
     )
     assert run.status == "finished"

@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import truetune
+import warm
 from commanded import printed_json, refusal
 from conftest import CHATML, byte_tokenizer, tiny_model
 from tiny_runs import architecture, base_in, digests, trained
@@ -231,7 +231,7 @@ def without_llama_cpp(folder: Path, *words: object) -> "subprocess.CompletedProc
         "u.find_spec = lambda name, *rest: None if name == 'xllamacpp' else find(name, *rest)\n"
         "from truetune.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", block, "export", *map(str, words), "--json"]
+    command = warm.python("-c", block, "export", *words, "--json")
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ})
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from transformers import TrainerCallback
 
 import truetune
+import warm
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
 from tiny_runs import LORA, ROWS, Trained, architecture, job
@@ -264,7 +264,7 @@ def test_the_drawn_curve_falls_from_the_first_line_to_the_last_and_points_at_the
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "truetune", "find-lr", *words],
+        warm.truetune("find-lr", *words),
         capture_output=True,
         text=True,
         cwd=cwd,

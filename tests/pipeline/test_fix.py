@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 import truetune
+import warm
 from heard import Heard
 from truetune.data.read import read_records
 from truetune.errors import ConfigError
@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def cli(*words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "truetune", "check", *map(str, words)]
+    command = warm.truetune("check", *words)
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 

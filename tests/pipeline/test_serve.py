@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import truetune
+import warm
 from commanded import refusal
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model
 from heard import Heard
@@ -316,7 +317,7 @@ def test_a_key_is_asked_for_and_stands_in_no_file(
 
 def started(*words: object) -> "tuple[subprocess.Popen[str], dict[str, Any]]":
     """The command in a process of its own, once it has handed over."""
-    command = [sys.executable, "-m", "truetune", "serve", *map(str, words), "--port", "0", "--json"]
+    command = warm.truetune("serve", *words, "--port", "0", "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stdout
     assert process.stderr

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import truetune
+import warm
 from conftest import arithmetic_rows, write_jsonl
 from heard import Heard
 from truetune.cli import main
@@ -40,9 +41,10 @@ class Setting:
     def grid(self, *words: str) -> Grid:
         return read_grid([*SMALL, *words], self.load)
 
-    def command(self, folder: Path, *words: str) -> list[str]:
+    def words(self, folder: Path, *words: str) -> list[str]:
+        """Those of the command."""
         files = ("--model", str(self.base), "--data", str(self.rows), "--output-dir", str(folder))
-        return [sys.executable, "-m", "truetune", "sweep", *files, *SMALL, *words]
+        return ["sweep", *files, *SMALL, *words]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,15 @@ WORDS = ("max_steps=10", "test_size=6", "learning_rate=1e-5,1e-2")
 
 
 @pytest.fixture(scope="module")
-def swept(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Heard]:
+def warmed() -> Iterator[None]:
+    """The processes that a sweep starts need not load the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm.executable())
+        yield
+
+
+@pytest.fixture(scope="module")
+def swept(setting: Setting, warmed: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Heard]:
     """A sweep of two rates that has come to its end."""
     heard = Heard()
     folder = tmp_path_factory.mktemp("sweeps") / "rates"
@@ -127,10 +137,10 @@ def test_the_plan_of_a_sweep_tells_what_is_still_to_come_and_writes_nothing(
 ) -> None:
     folder = swept[0].path
     before = sorted(path.name for path in folder.rglob("*"))
-    words = setting.command(
+    words = setting.words(
         folder, "max_steps=10", "test_size=6", "learning_rate=1e-5,1e-2,1e-3", "--dry-run", "--json"
     )
-    assert main(words[3:]) == 0
+    assert main(words) == 0
     document = json.loads(capsys.readouterr().out)
     assert [(run["status"], run["total_steps"]) for run in document["runs"]] == [
         ("finished", None),
@@ -142,7 +152,9 @@ def test_the_plan_of_a_sweep_tells_what_is_still_to_come_and_writes_nothing(
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
-def test_a_run_that_fails_ends_no_other_and_is_tried_again_only_when_asked(setting: Setting, tmp_path: Path) -> None:
+def test_a_run_that_fails_ends_no_other_and_is_tried_again_only_when_asked(
+    setting: Setting, warmed: None, tmp_path: Path
+) -> None:
     def sweep(*, retry: bool = False) -> tuple[Sweep, str]:
         heard = Heard()
         grid = setting.grid("max_steps=1", f"model.name_or_path={tmp_path / 'late'},{setting.base}")
@@ -165,8 +177,9 @@ def test_a_run_that_fails_ends_no_other_and_is_tried_again_only_when_asked(setti
 
 
 def test_a_signal_stops_the_run_and_the_sweep_and_the_same_command_goes_on(setting: Setting, tmp_path: Path) -> None:
+    """Its first run starts as it does for a user; all else has the libraries loaded."""
     folder = tmp_path / "sweep"
-    command = setting.command(folder, "max_steps=150,160", "learning_rate=1e-3", "--json")
+    command = warm.truetune(*setting.words(folder, "max_steps=150,160", "learning_rate=1e-3", "--json"))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         first = folder / "max_steps=150" / "metrics.jsonl"
         end = time.monotonic() + 120
@@ -185,7 +198,8 @@ def test_a_signal_stops_the_run_and_the_sweep_and_the_same_command_goes_on(setti
     }
     stopped_at = json.loads((folder / "max_steps=150" / "run.json").read_text())["steps"]
     assert 0 < stopped_at < 150
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    environment = {**os.environ, "WARM_PYTHON": warm.executable()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     runs: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
     assert {run["name"]: run["steps"] for run in runs} == {"max_steps=150": 150, "max_steps=160": 160}
@@ -197,8 +211,7 @@ def test_a_signal_stops_the_run_and_the_sweep_and_the_same_command_goes_on(setti
 def test_a_wrong_value_of_any_run_is_told_before_anything_is_made(
     setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = setting.command(tmp_path / "sweep", "learning_rate=1e-4,fast")
-    assert main(words[3:]) == 2
+    assert main(setting.words(tmp_path / "sweep", "learning_rate=1e-4,fast")) == 2
     assert "training.learning_rate must be" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
@@ -212,7 +225,7 @@ def test_the_table_names_the_best_run_and_says_what_is_not_known(
     swept: tuple[Sweep, Heard], setting: Setting, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = swept[0].path
-    assert main(setting.command(folder, *WORDS)[3:]) == 0
+    assert main(setting.words(folder, *WORDS)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("\t")[:3] == ["run", "learning_rate", "status"]
     assert lines[1].split("\t")[0] == "learning_rate=0.01"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import warm
 from heard import Heard
 from tiny_runs import LORA, ROWS, TOKENIZER, job, scored
 from truetune.data.store import RowWriter, StoredRow, StoredRows, row_batch
@@ -68,6 +69,12 @@ def run(session: Session, base: Path, rows: StoredRows, folder: Path, **changes:
     finally:
         session.close()
     return result, saved, load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def warmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process need not load the libraries."""
+    monkeypatch.setattr(sys, "executable", warm.executable())
 
 
 def test_a_training_elsewhere_is_the_training_here_to_the_bit(

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -24,6 +23,7 @@ from truetune.model.adapter import add_adapter, verify_adapter
 from truetune.runs.checkpoints import problems
 from truetune.training.monitor import MetricsCallback, NonFiniteGuard, SignalCallback
 from truetune.training.trl import build_engine, overflowed, train
+from warm import python
 
 CHILD = """
 import sys, time
@@ -46,10 +46,15 @@ class Child:
 
     def __init__(self, folder: Path, *, seconds_a_step: float) -> None:
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", CHILD, str(folder), str(seconds_a_step)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            python("-c", CHILD, folder, seconds_a_step),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # Under nohup it would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         assert self.process.stdout
         assert self.process.stdout.readline() == "begins 1\n"

@@ -265,13 +265,7 @@ def test_a_run_that_fails_has_failed_at_its_trackers_too(
 ) -> None:
     import wandb
 
-    settings = {
-        "model": str(tiny_base),
-        "data": str(rows),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 2,
-        **SHORT,
-    }
+    settings = short(tiny_base, rows, tmp_path, max_steps=2)
     with pytest.raises(RuntimeError, match="broken"):
         truetune.train(**settings, report_to="wandb", callbacks=[Breaks()])
     assert wandb.run is None
@@ -284,13 +278,7 @@ def test_a_run_of_the_users_own_at_wandb_is_gone_on_with_and_left_open(
 ) -> None:
     import wandb
 
-    settings = {
-        "model": str(tiny_base),
-        "data": str(rows),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 2,
-        **SHORT,
-    }
+    settings = short(tiny_base, rows, tmp_path, max_steps=2)
     with wandb.init(dir=str(tmp_path), project="mine", mode="offline") as own:
         truetune.train(**settings, report_to="wandb")
         assert wandb.run is own
@@ -304,13 +292,7 @@ def test_a_run_of_the_users_own_at_wandb_is_gone_on_with_and_left_open(
 def test_no_row_leaves_a_run_that_shows_none_and_a_name_that_is_taken_gets_a_number(
     tiny_base: Path, rows: Path, tmp_path: Path
 ) -> None:
-    settings = {
-        "model": str(tiny_base),
-        "data": str(rows),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 1,
-        **SHORT,
-    }
+    settings = short(tiny_base, rows, tmp_path, max_steps=1)
     for _ in range(2):
         truetune.train(
             **settings, report_to=["trackio"], report_rows=0, run_name="once", project="taken", overwrite=True
@@ -331,13 +313,7 @@ def test_g27_without_a_tracker_no_client_is_initialised(
     monkeypatch.setattr(wandb, "init", lambda **_: asked.append("wandb"))
     monkeypatch.setattr(trackio, "init", lambda **_: asked.append("trackio"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    settings = {
-        "model": str(tiny_base),
-        "data": str(rows),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 1,
-        **SHORT,
-    }
+    settings = short(tiny_base, rows, tmp_path, max_steps=1)
     run = truetune.train(**settings)
     assert run.status == "finished"
     assert asked == []
@@ -347,13 +323,7 @@ def test_g27_without_a_tracker_no_client_is_initialised(
 def test_g27_disabled_trains_and_leaves_nothing(
     tiny_base: Path, rows: Path, tmp_path: Path, offline: pytest.MonkeyPatch
 ) -> None:
-    settings = {
-        "model": str(tiny_base),
-        "data": str(rows),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 1,
-        **SHORT,
-    }
+    settings = short(tiny_base, rows, tmp_path, max_steps=1)
     heard = Heard()
     with offline.context() as disabled:
         disabled.setenv("WANDB_MODE", "disabled")

@@ -140,3 +140,11 @@ def test_the_time_left_follows_from_the_last_step(tmp_path: Path) -> None:
     log_steps(run, range(26, 27))
     (dead,) = Shelf([tmp_path]).runs().values()
     assert head_of(dead)["seconds_left"] is None
+
+
+def test_a_run_that_has_logged_one_step_tells_of_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", steps=1, total=100, status="running")
+    with run.locked():
+        (found,) = Shelf([tmp_path]).runs().values()
+        head = head_of(found)
+    assert (head["steps"], head["learning_rate"], head["seconds_left"]) == (1, 1e-4, pytest.approx(9.9))

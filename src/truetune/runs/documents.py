@@ -34,6 +34,15 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
+def last_lines(file: BinaryIO, *, most: int = 65_536) -> bytes:
+    """The whole lines among a file's last bytes, some 200 of metrics: a killed process leaves half of one."""
+    start = max(0, file.seek(0, os.SEEK_END) - most)
+    file.seek(start)
+    text = file.read(most)
+    first = text.find(b"\n") + 1 if start else 0
+    return text[first : text.rfind(b"\n") + 1]
+
+
 def json_object(folder: Path, path: Path) -> Found:
     """The object in a JSON file of the folder; an empty one where there is none."""
     text = text_file(folder, path)

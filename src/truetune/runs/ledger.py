@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from truetune.errors import CheckpointError, ConfigError, first_line
 from truetune.runs.directory import RunDirectory
+from truetune.runs.documents import last_lines
 
 LedgerStatus = Literal["running", "finished", "stopped", "failed", "dead", "unreadable"]
 STATUSES: tuple[LedgerStatus, ...] = get_args(LedgerStatus)
@@ -30,8 +31,6 @@ SHOWN_SETTINGS = (
 """The settings that a list of runs has of each."""
 
 _REASONS = b'\n  "settings": [\n'
-_TAIL = 65_536
-"""Bytes at the end of metrics.jsonl that are looked at: some 200 lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +186,7 @@ def _entry(directory: RunDirectory, record: Mapping[str, Any], names: Sequence[s
 def _logged(metrics: Path) -> dict[str, Any]:
     """How far a run has come, by the last lines of its metrics, whose file is read from its end."""
     with suppress(FileNotFoundError), open(metrics, "rb", opener=_at_once) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        tail = file.read()
-        tail = tail[: tail.rfind(b"\n") + 1]  # A process that was killed leaves half a line.
+        tail = last_lines(file)
         trained, evaluated = _newest(tail, "loss"), _newest(tail, "eval_loss")
         steps = [line["step"] for line in (trained, evaluated) if "step" in line]
         return {

@@ -15,12 +15,11 @@ from truetune.report.curves import number
 from truetune.report.live_page import ComparedPage, Line, NamedRun, SameRow, Table, ToldVerdict
 from truetune.report.run_page import AnsweredRow, Tone
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import json_objects, open_plain
+from truetune.runs.documents import json_objects, last_lines, open_plain
 
 _TONES: Mapping[str, Tone] = {"finished": "good", "running": "busy", "stopped": "warning"}
 _MOST_SAMPLES = 12
 _LONG = 200
-_TAIL = 65_536
 _LARGEST = 200_000_000
 """Bytes of a file that is compared, or reported; those of a million logged steps."""
 
@@ -78,11 +77,9 @@ def _last_step(run: RunDirectory) -> Mapping[str, Any]:
     """The last line of a training step, by the end of the metrics; empty where there is none."""
     try:
         with open_plain(run.metrics) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            tail = file.read(_TAIL)
+            lines, _ = json_objects(last_lines(file).decode("utf-8", "replace"))
     except OSError:
         return {}
-    lines, _ = json_objects(tail[tail.find(b"\n") + 1 : tail.rfind(b"\n") + 1].decode("utf-8", "replace"))
     return next((line for line in reversed(lines) if "loss" in line), {})
 
 

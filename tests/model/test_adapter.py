@@ -12,6 +12,7 @@ from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Trained, architecture
 from truetune.errors import BackendError
 from truetune.model.adapter import add_adapter, load_trained_adapter, missed_experts, reached_weights
+from truetune.model.fused_lora import FusedLinear, as_peft, as_trained
 from truetune.model.load import ModelOptions, load_model, require_quantization
 from truetune.model.source import ModelSource
 
@@ -121,6 +122,24 @@ def test_a_damaged_adapter_is_refused(learned: tuple[Path, torch.Tensor], tmp_pa
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(BackendError, match="is damaged"):
         load_trained_adapter(tiny_model(), tmp_path / "copy")
+
+
+def test_a_loaded_adapter_computes_as_peft_does_and_as_training_did_where_that_is_asked_for(
+    learned: tuple[Path, torch.Tensor],
+) -> None:
+    model = load_trained_adapter(tiny_model(), learned[0])
+    layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear)]
+
+    def are_ours() -> set[bool]:
+        return {layer.parts() is not None for layer in layers}
+
+    assert are_ours() == {False}
+    with as_trained(model):
+        assert are_ours() == {True}
+        with as_peft(model):
+            assert are_ours() == {False}
+        assert are_ours() == {True}
+    assert are_ours() == {False}
 
 
 def test_a_loaded_adapter_answers_as_trained_and_is_frozen(learned: tuple[Path, torch.Tensor]) -> None:

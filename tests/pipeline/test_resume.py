@@ -316,6 +316,76 @@ def test_g24_a_finished_run_says_it_is_complete_and_more_epochs_lengthen_it(
     assert all(rate > 0 for rate in rates[12:]), rates
 
 
+# --- evaluated once an epoch, saved by steps -----------------------------------------------------------------
+
+BY_EPOCH = {
+    **FAST,
+    "test_size": 4,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "lora_dropout": 0.1,
+    "lr_scheduler_type": "constant",
+    "eval_strategy": "epoch",
+    "save_strategy": "steps",
+    "save_steps": 5,
+    "save_total_limit": None,
+}
+"""Twenty rows to train on: five steps an epoch, a checkpoint at its end, and the evaluation behind that."""
+
+
+@pytest.fixture(scope="module")
+def by_epoch(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
+    """Three epochs without an interruption."""
+    folder = tmp_path_factory.mktemp("runs") / "by-epoch"
+    return truetune.train(model=str(tiny_base), data=rows, output_dir=folder, num_train_epochs=3, **BY_EPOCH)
+
+
+def evaluated(run: truetune.Run) -> list[int]:
+    return [line["step"] for line in run.metrics if "eval_loss" in line]
+
+
+def best_of(run: truetune.Run) -> tuple[float, int]:
+    trained = json.loads((run.directory / "run.json").read_text())
+    return trained["best_eval_loss"], trained["best_step"]
+
+
+def test_a_finished_run_that_is_extended_has_the_evaluations_of_an_uninterrupted_one(
+    tiny_base: Path, rows: Path, by_epoch: truetune.Run, tmp_path: Path
+) -> None:
+    run = truetune.train(model=str(tiny_base), data=rows, output_dir=tmp_path, num_train_epochs=2, **BY_EPOCH)
+    assert evaluated(run) == [0, 5, 10]
+    longer, _ = resumed(run.directory, num_train_epochs=3)
+    assert evaluated(longer) == [0, 5, 10, 15]
+    assert_same_end(longer, by_epoch)
+
+
+@pytest.mark.parametrize("step", [10, 15], ids=["an-epoch", "the-run"])
+def test_a_run_killed_between_an_epochs_checkpoint_and_its_evaluation_makes_up_for_it(
+    by_epoch: truetune.Run, tmp_path: Path, step: int
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(by_epoch.directory, copy)
+    shutil.rmtree(copy / "adapter")
+    for checkpoint in checkpoints_in(copy / "checkpoints"):
+        if int(checkpoint.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(checkpoint)
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    run, _ = resumed(copy)
+    assert_same_end(run, by_epoch)
+    assert best_of(run) == best_of(by_epoch)
+
+
+def test_a_run_extended_from_within_an_epoch_has_no_evaluation_there(
+    tiny_base: Path, rows: Path, by_epoch: truetune.Run, tmp_path: Path
+) -> None:
+    settings = {**BY_EPOCH, "save_steps": 7}
+    run = truetune.train(model=str(tiny_base), data=rows, output_dir=tmp_path, max_steps=7, **settings)
+    assert evaluated(run) == [0, 5, 7]
+    longer, _ = resumed(run.directory, max_steps=15)
+    assert evaluated(longer) == evaluated(by_epoch)
+
+
 # --- words for it -------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truetune.report.curves import Curve, axes, charts, draw, logged, number, payload, smoothed, summary, thinned
+from truetune.report.curves import (
+    DRAWN,
+    Curve,
+    axes,
+    charts,
+    draw,
+    logged,
+    number,
+    payload,
+    smoothed,
+    summary,
+    thinned,
+)
+from truetune.runs.columns import Column, columns_of
 
 
 def curve(values: list[float], *, look: Any = "line") -> Curve:
@@ -19,6 +32,11 @@ def lines(**columns: list[Any]) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl, one a step."""
     count = len(next(iter(columns.values())))
     return [{"step": at + 1, **{name: values[at] for name, values in columns.items()}} for at in range(count)]
+
+
+def columns(**values: list[Any]) -> dict[str, Column]:
+    """What is read of such lines."""
+    return columns_of(lines(**values), names=DRAWN)
 
 
 @given(
@@ -52,7 +70,7 @@ def test_a_curve_with_few_points_is_drawn_as_it_was_logged() -> None:
 def test_one_step_in_a_hundred_thousand_is_not_lost() -> None:
     values = [1.0] * 100_000
     values[61_803] = 99.5
-    drawn = payload(charts(lines(loss=values)), ())
+    drawn = payload(charts(columns(loss=values)), ())
     raw, trend = drawn["charts"][0]["curves"]
     assert raw["values"][raw["steps"].index(61_804)] == 99.5
     assert len(raw["steps"]) < 10_000
@@ -60,9 +78,9 @@ def test_one_step_in_a_hundred_thousand_is_not_lost() -> None:
 
 
 def test_a_value_that_is_no_number_is_a_gap_and_is_counted() -> None:
-    found = logged(lines(loss=[2.0, None, 1.0]), "loss", name="training")
+    found = logged(columns(loss=[2.0, None, 1.0]), "loss", name="training")
     assert found is not None
-    assert payload(charts(lines(loss=[2.0, None, 1.0])), ())["charts"][0]["curves"][0]["values"] == [2.0, None, 1.0]
+    assert payload(charts(columns(loss=[2.0, None, 1.0])), ())["charts"][0]["curves"][0]["values"] == [2.0, None, 1.0]
     told = summary(found)
     assert (told.points, told.not_numbers, told.first, told.last) == (3, 1, 2.0, 1.0)
     ((_, path),) = draw([found]).paths
@@ -70,8 +88,8 @@ def test_a_value_that_is_no_number_is_a_gap_and_is_counted() -> None:
 
 
 def test_a_curve_without_any_number_is_no_curve() -> None:
-    assert logged(lines(loss=[None, None]), "loss", name="training") is None
-    assert charts(lines(loss=[None, "x"])) == ()
+    assert logged(columns(loss=[None, None]), "loss", name="training") is None
+    assert charts(columns(loss=[None, "x"])) == ()
 
 
 @given(st.lists(st.floats(-100, 100), min_size=40, max_size=200))
@@ -97,7 +115,7 @@ def test_lines_become_charts_with_what_they_hold() -> None:
         *lines(loss=[4.0, 3.0], grad_norm=[1.0, 2.0], learning_rate=[2e-4, 1e-4], num_tokens=[100, 250]),
         {"step": 2, "eval_loss": 3.5, "eval_exact_match": 0.5, "eval_steps_per_second": 3.0},
     ]
-    found = {chart.name: chart for chart in charts(metrics)}
+    found = {chart.name: chart for chart in charts(columns_of(metrics, names=DRAWN))}
     assert list(found) == ["Loss", "Learning rate", "Gradient norm", "Token accuracy", "exact match"]
     assert found["Loss"].is_main
     training, validation = found["Loss"].curves
@@ -107,7 +125,7 @@ def test_lines_become_charts_with_what_they_hold() -> None:
 
 
 def test_memory_is_drawn_in_the_unit_of_its_chart() -> None:
-    (chart,) = charts(lines(memory_bytes=[3_100_000_000, None, 2_900_000_000]))
+    (chart,) = charts(columns(memory_bytes=[3_100_000_000, None, 2_900_000_000]))
     assert (chart.name, chart.about.split()[0]) == ("Memory", "GB")
     assert (chart.summaries[0].first, chart.summaries[0].last) == (pytest.approx(3.1), pytest.approx(2.9))
     (sent,) = payload([chart], ())["charts"][0]["curves"]
@@ -116,15 +134,15 @@ def test_memory_is_drawn_in_the_unit_of_its_chart() -> None:
 
 
 def test_curves_can_be_drawn_over_tokens_from_the_first_on() -> None:
-    (tokens,) = axes(lines(num_tokens=[100, 250]))
+    (tokens,) = axes(columns(num_tokens=[100, 250]))
     assert (tokens.name, tokens.steps.tolist(), tokens.values.tolist()) == ("tokens", [0, 1, 2], [0, 100, 250])
-    assert axes(lines(num_tokens=[100, 90])) == ()
-    assert axes(lines(num_tokens=[100])) == ()
+    assert axes(columns(num_tokens=[100, 90])) == ()
+    assert axes(columns(num_tokens=[100])) == ()
 
 
 def test_a_step_that_was_logged_twice_counts_as_it_was_logged_last() -> None:
     twice = [{"step": 2, "loss": 9.0}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}]
-    found = logged(twice, "loss", name="training")
+    found = logged(columns_of(twice, names=DRAWN), "loss", name="training")
     assert found is not None
     assert (found.steps.tolist(), found.values.tolist()) == ([1, 2], [3.0, 1.0])
 
@@ -136,7 +154,8 @@ def test_what_is_no_number_is_none(value: Any) -> None:
 
 @pytest.mark.parametrize("step", ["1", None, True, -1, 1.5, 2**60])
 def test_a_line_without_a_step_is_passed_over(step: Any) -> None:
-    found = logged([{"step": step, "loss": 1.0}, {"loss": 1.0}, {"step": 3, "loss": 2.0}], "loss", name="training")
+    metrics = [{"step": step, "loss": 1.0}, {"loss": 1.0}, {"step": 3, "loss": 2.0}]
+    found = logged(columns_of(metrics, names=DRAWN), "loss", name="training")
     assert found is not None
     assert found.steps.tolist() == [3]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from chromium import Browser, Tab, needs_chromium, running_chromium
 from conftest import arithmetic_rows, write_jsonl
 from live import HARMFUL, listed_ids, served, write_run
@@ -200,7 +201,7 @@ def test_a_real_training_is_watched(browser: Browser, tiny_base: Path, tmp_path:
     with served(tmp_path / "runs") as access:
         tab = browser.open(access.url)
         training = subprocess.Popen(
-            [sys.executable, "-m", "truetune", "train", *words, *settings],
+            warm.truetune("train", *words, *settings),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pages import Page, assert_loads_nothing, assert_only_its_own_scripts_may_run, assert_well_formed
-from truetune.report.curves import axes, charts
+from truetune.report.curves import DRAWN, axes, charts
 from truetune.report.data_page import Shares, ShownRow, Text
 from truetune.report.run_page import (
     AnsweredRow,
@@ -24,6 +24,7 @@ from truetune.report.run_page import (
     render_run_page,
 )
 from truetune.report.stretches import Stretch
+from truetune.runs.columns import columns_of
 
 HARMFUL = "</script><script>alert('1')</script><img src=x onerror=alert(1)> {{ 7 * 7 }} \" onload=x"
 SECTIONS = ["curves", "answers", "worst", "samples", "data", "plan", "settings", "environment"]
@@ -61,8 +62,8 @@ def page(told: str = "told", *, lines: list[dict[str, Any]] | None = None, **cha
         date=told,
         version=told,
         figures=(Figure(told, told, told),),
-        charts=charts(lines),
-        axes=axes(lines),
+        charts=charts(columns_of(lines, names=DRAWN)),
+        axes=axes(columns_of(lines, names=DRAWN)),
         judged=judged,
         samples=(ShownRow(told, (Text("", "", (Stretch("read "), Stretch(f"learned {told}", "learned"))),), told),),
         data=data,

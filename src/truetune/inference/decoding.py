@@ -144,7 +144,14 @@ class Decoder:
         return [*criteria, _Hearing(self.heard, width)] if self.heard else criteria
 
 
-_GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "synced_gpus": False,  # Of a sharded model (training/sharded.py) one process generates, and the others follow.
+}
 # transformers 5.24 gave the argument a new name.
 _CACHE = (
     "cache"

@@ -1,7 +1,7 @@
 """The loss of a model on each of many rows: by the token, many rows at a time, whatever the batches.
 
-Rows are computed as training's evaluation computes them: end to end where the model keeps samples apart, the output
-layer at learned places only, two slices at a time on a CPU.
+Rows are computed as training's evaluation computes them: end to end where the model keeps samples apart, the adapter
+in one step with its base, the output layer at learned places only, two slices at a time on a CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +88,7 @@ class _Scorer:
 def _ready(model: Any) -> Iterator[_Scorer]:
     """The model with attention sample by sample, which it loses again: generation has its own."""
     from truetune.model.attention import fit_attention
+    from truetune.model.fused_lora import as_trained, cast_once
     from truetune.model.loss import provable_head
     from truetune.model.side_by_side import WORKERS, obstacle
 
@@ -98,7 +99,8 @@ def _ready(model: Any) -> Iterator[_Scorer]:
     try:
         isolates = fit_attention(causal)
         workers = WORKERS if model.device.type == "cpu" and obstacle(model) is None else 1
-        yield _Scorer(model, provable_head(model), isolates, workers)
+        with as_trained(model), cast_once(model):
+            yield _Scorer(model, provable_head(model), isolates, workers)
     finally:
         if causal.config._attn_implementation != own:
             causal.set_attn_implementation(own)

@@ -204,8 +204,23 @@ def _compute_at_once(config: Any, model: Any) -> None:
 
 
 def load_trained_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapter of `folder`, for inference. BackendError if they do not belong together."""
-    return _with_stored(model, str(folder)).eval()
+    """The model with the adapter of `folder`, for inference. BackendError if they do not belong together.
+
+    It computes as PEFT does; whoever wants the losses alone can have it compute as training did.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    from truetune.model.fused_lora import FusedLinear
+
+    with _fitting(str(folder)):
+        stored = PeftConfig.from_pretrained(str(folder))
+    if isinstance(stored, LoraConfig):
+        _compute_at_once(stored, model)
+    adapted = _with_stored(model, str(folder), config=stored)
+    for layer in adapted.modules():
+        if isinstance(layer, FusedLinear):
+            layer.is_peft_s = True
+    return adapted.eval()
 
 
 def _with_stored(model: Any, folder: str, **options: Any) -> Any:

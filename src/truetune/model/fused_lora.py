@@ -7,7 +7,7 @@ DoRA, several adapters) PEFT's own forward does.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class FusedLinear(Linear):
     """The factors as `cast_once` found them."""
 
     is_peft_s: bool = False
-    """True while PEFT's own forward is asked for."""
+    """True where PEFT's own forward is asked for."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         parts = self.parts()
@@ -73,7 +73,9 @@ def cast_once(model: torch.nn.Module) -> Iterator[None]:
     """In here no adapter of the model may learn: its factors are cast now, and not again."""
     layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear)]
     for layer in layers:
-        if (name := layer.only_adapter()) is not None:
+        name = layer.only_adapter()
+        # Between layers ZeRO 3 leaves nothing of a weight: those are cast where they compute.
+        if name is not None and layer.lora_A[name].weight.numel():
             layer.kept = layer.cast(name)
     try:
         yield
@@ -82,17 +84,27 @@ def cast_once(model: torch.nn.Module) -> Iterator[None]:
             layer.kept = None
 
 
-@contextmanager
-def as_peft(model: torch.nn.Module) -> Iterator[None]:
+def as_peft(model: torch.nn.Module) -> AbstractContextManager[None]:
     """In here adapters are computed as whoever loads them with PEFT will have them."""
+    return _computed(model, is_peft_s=True)
+
+
+def as_trained(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """In here adapters are computed as training computes them: in one step, in the base's dtype."""
+    return _computed(model, is_peft_s=False)
+
+
+@contextmanager
+def _computed(model: torch.nn.Module, *, is_peft_s: bool) -> Iterator[None]:
     layers = [layer for layer in model.modules() if isinstance(layer, FusedLinear)]
+    before = [layer.is_peft_s for layer in layers]
     for layer in layers:
-        layer.is_peft_s = True
+        layer.is_peft_s = is_peft_s
     try:
         yield
     finally:
-        for layer in layers:
-            layer.is_peft_s = False
+        for layer, was_so in zip(layers, before, strict=True):
+            layer.is_peft_s = was_so
 
 
 class LoraParts(NamedTuple):

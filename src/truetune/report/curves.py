@@ -8,8 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from truetune.runs.columns import Column
+from truetune.runs.columns import number as number
+
 Look = Literal["line", "faint", "points"]
-Lines = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, Column]
 
 BUCKETS = 2_000
 """Stretches of a curve of each of which the least and the largest value are drawn: one a pixel of a wide screen."""
@@ -18,9 +21,6 @@ _STILL = 400
 _OF_AN_AXIS = 500
 _SMOOTHED, _WORTH_SMOOTHING = 50, 40
 """A smoothed value is the mean over a fiftieth of the logged ones; fewer than forty are not smoothed."""
-_LARGEST = 1e100
-_LARGEST_STEP = 2**53
-"""Beyond it JavaScript's numbers are no longer exact."""
 
 
 # --- values -----------------------------------------------------------------------------------------------
@@ -124,18 +124,21 @@ _NO_SCORES = {"eval_loss", "eval_mean_token_accuracy", "eval_supervised_tokens",
 _MOST_SCORES = 6
 _AXES = {"tokens": "num_tokens", "epochs": "epoch"}
 
+DRAWN: tuple[str, ...] = (*(key for _, curves in _CHARTS.values() for _, key, _ in curves), *_AXES.values())
+"""What is drawn of a run's lines, besides the scores of evaluations."""
 
-def charts(lines: Lines) -> tuple[Chart, ...]:
-    """What the lines of metrics.jsonl hold: the charts that have a curve, and one for each score of an evaluation."""
+
+def charts(columns: Columns) -> tuple[Chart, ...]:
+    """What columns of metrics.jsonl hold: the charts that have a curve, and one for each score of an evaluation."""
     named = [(name, about, curves) for name, (about, curves) in _CHARTS.items()]
-    named += [(name, "at each evaluation", ((name, key, "points"),)) for name, key in _scores(lines)]
-    found = ((name, about, tuple(_curves(lines, curves))) for name, about, curves in named)
+    named += [(name, "at each evaluation", ((name, key, "points"),)) for name, key in _scores(columns)]
+    found = ((name, about, tuple(_curves(columns, curves))) for name, about, curves in named)
     return tuple(Chart(name, about, curves, name == _MAIN) for name, about, curves in found if curves)
 
 
-def axes(lines: Lines) -> tuple[Axis, ...]:
+def axes(columns: Columns) -> tuple[Axis, ...]:
     """Tokens and epochs by step, as far as they were logged and rise."""
-    found = (logged(lines, key, name=name) for name, key in _AXES.items())
+    found = (logged(columns, key, name=name) for name, key in _AXES.items())
     return tuple(_axis(thinned(curve, buckets=_OF_AN_AXIS)) for curve in found if curve and _rises(curve))
 
 
@@ -149,15 +152,15 @@ def _axis(curve: Curve) -> Axis:
     return Axis(curve.name, np.append(start, curve.steps).astype(np.int64), np.append(start, curve.values))
 
 
-def _scores(lines: Lines) -> list[tuple[str, str]]:
-    keys = dict.fromkeys(key for line in lines for key in line if key.startswith("eval_"))
-    scores = [key for key in keys if key not in _NO_SCORES and not key.endswith("_per_second")]
+def _scores(columns: Columns) -> list[tuple[str, str]]:
+    evaluated = (key for key in columns if key.startswith("eval_") and not key.endswith("_per_second"))
+    scores = [key for key in evaluated if key not in _NO_SCORES]
     return [(key.removeprefix("eval_").replace("_", " "), key) for key in scores[:_MOST_SCORES]]
 
 
-def _curves(lines: Lines, named: Sequence[tuple[str, str, Look]]) -> Iterator[Curve]:
+def _curves(columns: Columns, named: Sequence[tuple[str, str, Look]]) -> Iterator[Curve]:
     for name, key, look in named:
-        curve = logged(lines, key, name=name, look=look)
+        curve = logged(columns, key, name=name, look=look)
         if curve is None:
             continue
         if key in _SCALES:
@@ -168,28 +171,12 @@ def _curves(lines: Lines, named: Sequence[tuple[str, str, Look]]) -> Iterator[Cu
             yield trend
 
 
-def logged(lines: Lines, key: str, *, name: str, look: Look = "line") -> Curve | None:
-    """A value of the lines by step, of a step that was logged twice the later one. None where none is a number."""
-    found = [line for line in lines if key in line and _is_step(line.get("step"))]
-    if not found:
+def logged(columns: Columns, key: str, *, name: str, look: Look = "line") -> Curve | None:
+    """A column by step, of a step that was logged twice the later value. None where none is a number."""
+    if (column := columns.get(key)) is None:
         return None
-    steps = np.array([line["step"] for line in found], np.int64)
-    values = np.array([number(line[key]) for line in found], np.float64)
-    order = np.argsort(steps, kind="stable")
-    steps, values = steps[order], values[order]
-    is_last = np.append(steps[1:] != steps[:-1], True)
-    steps, values = steps[is_last], values[is_last]
-    return None if np.isnan(values).all() else Curve(name, steps, values, look, key=key)
-
-
-def number(value: Any) -> float:
-    """The value as a number; NaN for anything that is none, or is larger than any number that a training computes."""
-    is_number = type(value) is float or type(value) is int
-    return float(value) if is_number and -_LARGEST < value < _LARGEST else math.nan
-
-
-def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST_STEP
+    column = column.in_order
+    return None if np.isnan(column.values).all() else Curve(name, column.steps, column.values, look, key=key)
 
 
 # --- figures ----------------------------------------------------------------------------------------------

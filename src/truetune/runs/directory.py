@@ -33,18 +33,22 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
+        """Every setting, resolved: it trains the same run again."""
         return self.path / "config.yaml"
 
     @property
     def record(self) -> Path:
+        """How the run came about and how it ended."""
         return self.path / "run.json"
 
     @property
     def metrics(self) -> Path:
+        """A line for each logged step and each evaluation."""
         return self.path / "metrics.jsonl"
 
     @property
     def data_report(self) -> Path:
+        """What became of every row, as `truetune check --json` has it."""
         return self.path / "data-report.json"
 
     @property
@@ -54,10 +58,12 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
+        """From where the run can go on, a folder each."""
         return self.path / "checkpoints"
 
     @property
     def adapter(self) -> Path:
+        """The trained adapter in PEFT's format, with tokenizer, template and prompt format."""
         return self.path / "adapter"
 
     @property
@@ -123,15 +129,11 @@ class RunDirectory:
 
     def is_at_work(self) -> bool:
         """True while a process trains here: it has the lock. A lock that may not be asked for is taken to be held."""
-        from filelock import FileLock, Timeout
-
-        lock = self.path / ".lock"
-        if not lock.exists():
-            return False
         try:
-            with FileLock(lock, timeout=0):
-                return False
-        except (Timeout, PermissionError):
+            return _is_held(self.path / ".lock")
+        except FileNotFoundError:
+            return False
+        except OSError:
             return True
 
     def _sweep(self) -> None:
@@ -220,6 +222,36 @@ class RunDirectory:
     def _made(self) -> list[Path]:
         """The folders here that were made of the run's weights: merged ones, and whatever has a card of ours."""
         return [each for each in self.path.iterdir() if each.is_dir() and _is_made(each)]
+
+
+def _is_held(lock: Path) -> bool:
+    """True if a process has the lock. OSError for one that may not be asked for, or is not there.
+
+    The system is asked itself where it has `flock`, by which filelock locks: a list asks of many runs, and filelock
+    takes a hundred times as long. Who asks shares the lock, so that two who do don't take each other for a training.
+    """
+    try:
+        from fcntl import LOCK_NB, LOCK_SH, flock
+    except ImportError:  # Windows
+        return _is_held_by_filelock(lock)
+    with lock.open("rb") as file:
+        try:
+            flock(file, LOCK_SH | LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _is_held_by_filelock(lock: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _is_made(folder: Path) -> bool:

@@ -58,7 +58,12 @@ def json_lines(folder: Path, path: Path) -> Found:
     if text.problem:
         return Found([], text.problem)
     found, damaged = json_objects(text.value)
-    return Found(found, f"{damaged:,} lines of {path.name} are damaged" if damaged else None)
+    return Found(found, damage(path, damaged))
+
+
+def damage(path: Path, lines: int) -> str | None:
+    """What is told of so many lines of a file that are none."""
+    return f"{lines:,} lines of {path.name} are damaged" if lines else None
 
 
 def json_objects(text: str) -> tuple[list[dict[str, Any]], int]:
@@ -73,12 +78,18 @@ def json_objects(text: str) -> tuple[list[dict[str, Any]], int]:
 
 def text_file(folder: Path, path: Path) -> Found:
     """A text file of the folder."""
+    found = bytes_file(folder, path)
+    return Found(found.value.decode("utf-8", "replace"), found.problem)
+
+
+def bytes_file(folder: Path, path: Path) -> Found:
+    """A file of the folder as it is."""
     if not own_file(folder, path):
-        return Found("", f"{path.name} is missing")
+        return Found(b"", f"{path.name} is missing")
     try:
-        return Found(path.read_text(encoding="utf-8", errors="replace"))
+        return Found(path.read_bytes())
     except OSError as error:
-        return Found("", f"{path.name} cannot be read: {error.strerror}")
+        return Found(b"", f"{path.name} cannot be read: {error.strerror}")
 
 
 def _parsed(text: str) -> Any:

@@ -16,8 +16,11 @@ from truetune.listener import Listener, StepEvent
 from truetune.model.hardware import used_memory
 from truetune.runs.checkpoints import metrics_line
 from truetune.training.signals import stopping
+from truetune.training.world import World
 
 NON_FINITE_LIMIT = 3
+
+_DECISIONS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 
 class MetricsCallback(TrainerCallback):
@@ -29,6 +32,14 @@ class MetricsCallback(TrainerCallback):
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
         self._write = write
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Has Trainer make up for an evaluation that came behind the checkpoint which a run goes on from.
+
+        A checkpoint of an epoch's last step is saved within that step, and the epoch is evaluated behind it.
+        """
+        if args.eval_strategy == "epoch" and lacks_evaluation(state):
+            args.eval_on_start = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -55,6 +66,13 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self._write(metrics_line(state.global_step, logs))
+
+
+def lacks_evaluation(state: TrainerState) -> bool:
+    """True at the end of an epoch, or of the run, if nothing was evaluated there."""
+    is_end = state.global_step >= state.max_steps or float(state.epoch or 0.0).is_integer()
+    evaluated = {line["step"] for line in state.log_history if "eval_loss" in line}
+    return state.global_step > 0 and is_end and state.global_step not in evaluated
 
 
 class SignalCallback(TrainerCallback):
@@ -95,6 +113,19 @@ class SignalCallback(TrainerCallback):
         if self.received and control.should_training_stop:
             control.should_save = control.should_evaluate = False
         return control
+
+
+def agree(world: World, control: TrainerControl, callbacks: Sequence[TrainerCallback]) -> None:
+    """What any process decides at a step's end, all do: a signal may reach one of them before the others."""
+    if world.size == 1:
+        return
+    signals = next((each for each in callbacks if isinstance(each, SignalCallback)), None)
+    received = signal.Signals[signals.received] if signals and signals.received else 0
+    *decided, number = world.most([*(float(getattr(control, name)) for name in _DECISIONS), float(received)])
+    for name, is_so in zip(_DECISIONS, decided, strict=True):
+        setattr(control, name, bool(is_so))
+    if signals and number:
+        signals.received = signal.Signals(int(number)).name
 
 
 class EarlyStopping(EarlyStoppingCallback):

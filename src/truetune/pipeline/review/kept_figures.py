@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from truetune.config.load import load_config
 from truetune.errors import CheckpointError
+from truetune.runs.columns import Column, read_columns
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import mapping
 from truetune.runs.evaluations import StoredEvaluation, stored_evaluations
@@ -23,6 +24,7 @@ _Row = TypeVar("_Row")
 _TAIL = 0.25
 _MOST = 1000
 """Logged losses that a tail has at most: there the blocks that are drawn again are long enough."""
+_NOTHING = Column(np.empty(0, np.int64), np.empty(0, np.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +126,27 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _curve(directory: RunDirectory) -> Curve:
-    try:
-        lines = directory.read_metrics()
-    except ValueError as error:
-        raise CheckpointError(f"{directory.metrics} is damaged: {error}") from error
-    logged = [line for line in lines if line.get("loss") is not None]
-    counted = [line for line in logged if line.get("num_tokens") is not None]
-    return Curve(
-        np.array([line["step"] for line in logged], dtype=np.int64),
-        np.array([line["loss"] for line in logged], dtype=np.float64),
-        np.array([line["num_tokens"] for line in counted if len(counted) == len(logged)], dtype=np.float64),
-        _found(lines),
-    )
+    text = directory.metrics.read_bytes() if directory.metrics.exists() else b""
+    # What a killed process left half written at the end is no line.
+    logged = read_columns(text[: text.rfind(b"\n") + 1], names=("loss", "num_tokens"))
+    if logged.damaged:
+        raise CheckpointError(f"{directory.metrics} is damaged: {logged.damaged:,} of its lines are none")
+    columns = {name: column.in_order.numbers for name, column in logged.columns.items()}
+    losses, tokens = columns.get("loss", _NOTHING), columns.get("num_tokens", _NOTHING)
+    is_told = np.isin(losses.steps, tokens.steps).all()
+    counted = tokens.values[np.isin(tokens.steps, losses.steps)] if is_told else _NOTHING.values
+    return Curve(losses.steps, losses.values, counted, _evaluations_in(columns))
 
 
 _COUNTED = ("_tokens", "_runtime", "_per_second")
 """Ends of the names of what an evaluation logs, and does not judge by."""
 
 
-def _found(lines: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def _evaluations_in(columns: Mapping[str, Column]) -> dict[str, dict[int, float]]:
     """The figures of the evaluations in a training: eval_loss, and those of answers."""
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        for name, value in line.items():
-            if name.startswith("eval_") and not name.endswith(_COUNTED) and value is not None:
-                found.setdefault(name, {})[line["step"]] = value
-    return found
+    found = {name: column for name, column in columns.items() if name.startswith("eval_") and len(column.steps)}
+    judging = {name: column for name, column in found.items() if not name.endswith(_COUNTED)}
+    return {name: dict(zip(each.steps.tolist(), each.values.tolist(), strict=True)) for name, each in judging.items()}
 
 
 # --- evaluations ------------------------------------------------------------------------------------------

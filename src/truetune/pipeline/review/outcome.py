@@ -2,17 +2,18 @@
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from truetune.figures import duration, figure, short_count
 from truetune.pipeline.review.planned import planned_figures
-from truetune.report.curves import Summary, logged, number, summary
+from truetune.report.curves import DRAWN, Columns, Summary, logged, number, summary
 from truetune.report.run_page import Pairs, Planned
+from truetune.runs.columns import logged_columns
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import json_lines, json_object, mapping, text
+from truetune.runs.documents import json_object, mapping, text
 from truetune.training.trackers import tracker_places
 
 
@@ -35,12 +36,12 @@ def outcome(path: Path) -> Outcome:
     """What is told of the run in a directory that has just been trained, or stopped."""
     run = RunDirectory(path)
     record: dict[str, Any] = json_object(path, run.record).value
-    lines: list[dict[str, Any]] = json_lines(path, run.metrics).value
+    columns: Columns = logged_columns(path, run.metrics, names=DRAWN).value
     stats = mapping(json_object(path, run.data_report).value, "stats")
-    validation = _course(lines, "eval_loss")
+    validation = _course(columns, "eval_loss")
     return Outcome(
         verdict=_verdict(record),
-        learned=tuple(_learned(record, lines, stats, validation)),
+        learned=tuple(_learned(record, columns, stats, validation)),
         planned=tuple(_planned(record, run)),
         places=tuple(_places(record, run)),
         next=tuple(_next(record, run, is_validated=validation is not None)),
@@ -63,14 +64,14 @@ def _verdict(record: Mapping[str, Any]) -> str:
 
 def _learned(
     record: Mapping[str, Any],
-    lines: Sequence[Mapping[str, Any]],
+    columns: Columns,
     stats: Mapping[str, Any],
     validation: Summary | None,
 ) -> Iterator[tuple[str, str]]:
     learned, read = number(record.get("supervised_tokens")), number(record.get("tokens"))
     if learned > 0:
-        yield "learned", f"{short_count(learned)} tokens of {short_count(read)} read{_passes(lines, stats)}"
-    if training := _course(lines, "loss"):
+        yield "learned", f"{short_count(learned)} tokens of {short_count(read)} read{_passes(columns, stats)}"
+    if training := _course(columns, "loss"):
         yield "loss", _from_to(training)
     yield "validation", _validated(record, validation)
     name, best = text(record, "metric_for_best_model"), number(record.get("best_metric"))
@@ -78,8 +79,8 @@ def _learned(
         yield "best", f"{name} {figure(best)}{_at(record)}{_kept(record)}"
 
 
-def _passes(lines: Sequence[Mapping[str, Any]], stats: Mapping[str, Any]) -> str:
-    epochs = logged(lines, "epoch", name="epoch")
+def _passes(columns: Columns, stats: Mapping[str, Any]) -> str:
+    epochs = logged(columns, "epoch", name="epoch")
     rows = number(stats.get("train_rows"))
     if epochs is None or not rows > 0:
         return ""
@@ -91,8 +92,8 @@ def _counted(count: float, unit: str) -> str:
     return f"{count:,g} {unit}{'' if count == 1 else 's'}"
 
 
-def _course(lines: Sequence[Mapping[str, Any]], key: str) -> Summary | None:
-    curve = logged(lines, key, name=key)
+def _course(columns: Columns, key: str) -> Summary | None:
+    curve = logged(columns, key, name=key)
     return None if curve is None else summary(curve)
 
 

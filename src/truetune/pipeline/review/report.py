@@ -17,10 +17,11 @@ from truetune.listener import Listener, LogListener
 from truetune.pipeline.review.evaluations import judged
 from truetune.pipeline.review.planned import planned_figures
 from truetune.pipeline.review.rows import data_facts, samples
-from truetune.report.curves import Chart, Summary, axes, charts, number
+from truetune.report.curves import DRAWN, Chart, Summary, axes, charts, number
 from truetune.report.run_page import Figure, Pairs, RunPage, Setting, Tone, render_run_page
+from truetune.runs.columns import logged_columns
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import json_lines, json_object, mapping, mappings, text, text_file, texts
+from truetune.runs.documents import json_object, mapping, mappings, text, text_file, texts
 from truetune.runs.ledger import RunEntry, read_run
 
 _WORSE = 1.01
@@ -75,7 +76,7 @@ def write_report(
 
 def run_page(run: RunDirectory) -> RunPage:
     """What the page of a run shows, as far as its directory tells."""
-    recorded, logged = json_object(run.path, run.record), json_lines(run.path, run.metrics)
+    recorded, logged = json_object(run.path, run.record), logged_columns(run.path, run.metrics, names=DRAWN)
     reported, config = json_object(run.path, run.data_report), text_file(run.path, run.config)
     record: dict[str, Any] = recorded.value
     entry, drawn = read_run(run.path), charts(logged.value)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from truetune.lint.private import without_secrets
-from truetune.report.curves import axes, charts, number, payload
+from truetune.report.curves import DRAWN, axes, charts, number, payload
+from truetune.runs.columns import read_columns
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import json_objects, open_plain
+from truetune.runs.documents import damage, json_objects, open_plain
 
 _PIECE = 1_000_000
 """Bytes that are told line by line, some 4,000 lines: where more is new, a snapshot tells it in fewer points."""
@@ -73,10 +74,11 @@ def snapshot(run: RunDirectory) -> Snapshot:
     except OSError as error:
         return Snapshot(payload((), ()), Position(), f"metrics.jsonl cannot be read: {error.strerror or error}.")
     whole = text[: text.rfind(b"\n") + 1]  # What is half written waits.
-    lines, damaged = json_objects(whole.decode("utf-8", "replace"))
-    problems = [f"{damaged:,} lines of metrics.jsonl are damaged."] if damaged else []
+    logged = read_columns(whole, names=DRAWN)
+    problems = [f"{told}."] if (told := damage(run.metrics, logged.damaged)) else []
     problems += ["Only the end of this long run is drawn: the report has all of it."] if start else []
-    return Snapshot(payload(charts(lines), axes(lines)), Position(start + len(whole), mark), " ".join(problems))
+    curves = payload(charts(logged.columns), axes(logged.columns))
+    return Snapshot(curves, Position(start + len(whole), mark), " ".join(problems))
 
 
 def news(run: RunDirectory, since: Position) -> News:

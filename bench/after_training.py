@@ -6,7 +6,8 @@ RUN is a run with an adapter; without one, the demo is trained first. Rows come 
 or are the demo's held-out ones. Everything is computed on the CPU. Measured are
 
 - the largest difference of a logit between adapter on base and merged model, both in float32, along the answers to
-  the prompts (target: 1e-4 at most);
+  the prompts (target: 1e-4 at most); and the same where both compute in float64, as far as transformers lets them:
+  what merging itself changes, without the rounding of W x + B A x against (W + B A) x (target: 1e-5 at most);
 - how many prompts, of the rows and two of truetune's own, have the same greedy answer, token by token to its stop, by
   the adapter in transformers and by a GGUF in f32 in llama.cpp (target: all);
 - on how many rows greedy decoding says exactly the expected answer and stops, by the adapter, the merged model, and
@@ -86,12 +87,15 @@ def measured(run: str, options: argparse.Namespace, folder: Path) -> list[Measur
     tell("adapter and merged model in float32")
     difference = max(largest_difference(adapter.model, whole.model, each) for each in asked)
     right = {"adapter": exact(adapter.model, expected), "merged": exact(whole.model, expected)}
+    tell("both in float64")
+    of_merging = merging_difference(adapter.model, whole.model, asked)
     del whole
     same = in_llama_cpp(gguf(merged, "f32", folder), asked, adapter)
     for quantization in ("f16", "q8_0"):
         right[f"GGUF {quantization}"] = in_llama_cpp(gguf(merged, quantization, folder), expected, adapter)
     return [
         Measure("largest logit difference, adapter and merged", f"{difference:.2g}", "<= 1e-4", difference <= 1e-4),
+        Measure("the same, both computed in float64", f"{of_merging:.2g}", "<= 1e-5", of_merging <= 1e-5),
         Measure("same greedy answers, adapter and GGUF f32", f"{same} of {len(asked)}", "all", same == len(asked)),
         *(shares(right, len(rows))),
     ]
@@ -162,6 +166,24 @@ def largest_difference(one: Any, other: Any, asked: Any) -> float:
 
     left, right = (answer_logits(model, asked.prompt_ids, asked.answer_ids) for model in (one, other))
     return float((left - right).abs().max())
+
+
+def merging_difference(one: Any, other: Any, asked: Sequence[Any]) -> float:
+    """The largest difference in float64, in which both models are left no longer than this takes."""
+    one.double(), other.double()
+    try:
+        return max(float((wide_logits(one, each) - wide_logits(other, each)).abs().max()) for each in asked)
+    finally:
+        one.float(), other.float()
+
+
+def wide_logits(model: Any, asked: Any) -> Any:
+    """The logits along the answer, (tokens + 1, vocabulary), in the weights' own dtype."""
+    import torch
+
+    ids, kept = [*asked.prompt_ids, *asked.answer_ids], len(asked.answer_ids) + 1
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=kept).logits[0]
 
 
 def exact(model: Any, expected: Sequence[Any]) -> int:

@@ -67,7 +67,7 @@ def own_attention(model: Any) -> bool:
     return isolates_samples(model)
 
 
-SLICES = "truetune.training.trl.slices"
+SLICES = "truetune.training.computing.slices"
 
 LEVERS = {
     "checkpointing": Lever("gradient checkpointing", {"training.gradient_checkpointing": True}),
@@ -89,13 +89,17 @@ LEVERS = {
         by=lambda *_: 1 << 40,
     ),
     "logits-whole": Lever(
-        "the model's own logits, of all tokens", replaces="truetune.training.trl.provable_head", by=lambda _: None
+        "the model's own logits, of all tokens",
+        replaces="truetune.training.computing.provable_head",
+        by=lambda _: None,
     ),
     "slices-none": Lever("a batch at once", replaces=SLICES, by=lambda batch, _: [batch]),
     "slices-1024": Lever("1,024 tokens at a time", replaces=SLICES, by=in_slices_of(1024)),
     "slices-512": Lever("512 tokens at a time", replaces=SLICES, by=in_slices_of(512)),
     "slices-alone": Lever(
-        "one slice at a time, on all cores", replaces="truetune.training.trl.obstacle", by=lambda _: "on request"
+        "one slice at a time, on all cores",
+        replaces="truetune.training.computing.obstacle",
+        by=lambda _: "on request",
     ),
     "accumulation": Lever("one sequence at a time, accumulated", accumulates=True),
     "compiled": Lever("layers compiled", {"training.torch_compile": True}, keeps_losses=False),
@@ -129,8 +133,9 @@ def trained(trial: Trial, lever: Lever) -> Measure:
     from truetune.data.examples import Packed
     from truetune.listener import LogListener
     from truetune.pipeline.backends import open_session
+    from truetune.pipeline.job import train_job
     from truetune.pipeline.machine import ask_machine, model_request
-    from truetune.pipeline.plan import plan_run, train_job
+    from truetune.pipeline.plan import plan_run
     from truetune.training.session import Tracking, TrainingRows
 
     folder, listener, watch = Path(trial.data).parent, LogListener(), watch_of(trial)
@@ -140,7 +145,7 @@ def trained(trial: Trial, lever: Lever) -> Measure:
     learned = sum(label != -100 for sequence in sequences for label in sequence.labels)
     stats = {"max_length": trial.workload.max_length, "supervised_tokens": learned}
     report = SimpleNamespace(stats=stats, rows_kept=len(sequences))
-    rows = SimpleNamespace(train=sequences, validation=[], report=report)
+    rows = SimpleNamespace(train=sequences, validation=[], report=report, of_all=int)
     plan = plan_run(config, machine=machine, prepared=rows)  # type: ignore[arg-type]
     session = open_session(
         machine.backend,

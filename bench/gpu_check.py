@@ -407,8 +407,9 @@ def row_losses(
 def engine_with_rows(bench: Bench, changes: Mapping[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """TRL's engine as a run has it before its first step, and eight rows (or packs) for its collators."""
     from truetune.config.load import load_config
+    from truetune.pipeline.job import train_job
     from truetune.pipeline.machine import ask_machine, model_request
-    from truetune.pipeline.plan import plan_run, train_job
+    from truetune.pipeline.plan import plan_run
     from truetune.pipeline.prepare import prepare_rows
     from truetune.training.trl import build_engine
 
@@ -560,6 +561,58 @@ def falling(run: Any) -> Finding:
     return held(run.status == "finished" and last < first, said, first=first, last=last)
 
 
+def sharded(bench: Bench) -> Finding:
+    """FSDP2, in one process, of an adapter's base and of all weights: the losses of a model that is held whole."""
+    own = {"adapter.init_from": None, "adapter.method": "full", "training.learning_rate": 1e-4}
+    whole = {"ddp": {}, "fsdp": {"training.strategy": "fsdp"}}
+    kinds: dict[str, dict[str, Any]] = {"adapter": {}, "all weights": own}
+    offloaded = {**own, "training.strategy": "fsdp", "training.fsdp_cpu_offload": True}
+    runs = {
+        (kind, name): trained(bench, f"{name}-{kind.split()[0]}", {**changes, **how}).losses
+        for kind, changes in kinds.items()
+        for name, how in whole.items()
+    }
+    apart = {kind: furthest(runs[kind, "fsdp"], runs[kind, "ddp"]) for kind in kinds}
+    apart["in the CPU's memory"] = furthest(trained(bench, "fsdp-cpu", offloaded).losses, runs["all weights", "ddp"])
+    said = ", ".join(f"{kind} {each:.1e}" for kind, each in apart.items())
+    return held(max(apart.values()) <= EXACT["fp32"], f"losses at most apart: {said}", **apart)
+
+
+def sharded_four_bits(bench: Bench) -> Finding:
+    """NF4 under FSDP2: the losses of NF4 that is held whole."""
+    if not metadata_has("bitsandbytes"):
+        return Finding("not run", NO_BITSANDBYTES)
+    changes = {**FAST, "model.load_in_4bit": True, "training.precision": "fp32" if bench.half == "fp16" else "bf16"}
+    whole, shared = (
+        trained(bench, f"nf4-{strategy}", {**changes, "training.strategy": strategy}) for strategy in ("ddp", "fsdp")
+    )
+    return agree(shared.losses, whole.losses, within=EXACT["bf16"])
+
+
+def several_gpus(bench: Bench) -> Finding:
+    """Two processes with a GPU each, by FSDP2 and by DDP, against one that has the rows of both."""
+    import torch
+
+    if bench.device != "cuda" or torch.cuda.device_count() < 2:
+        return Finding("not run", "there is one GPU, or none")
+    two = {"training.num_processes": 2, "training.per_device_train_batch_size": PROBED["cuda"].batch // 2}
+    expected = in_fp32(bench).losses
+    apart = {}
+    for strategy in ("ddp", "fsdp"):
+        given = {**probed(bench, {**two, "training.strategy": strategy}), "output_dir": str(bench.probed / strategy)}
+        words = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+        subprocess.run([sys.executable, "-m", "truetune", "train", *words, "--overwrite"], check=True)
+        apart[strategy] = furthest(read_losses(bench.probed / strategy), expected)
+    said = ", ".join(f"{strategy} {each:.1e}" for strategy, each in apart.items())
+    return held(max(apart.values()) <= EXACT["fp32"], f"losses at most apart: {said}", **apart)
+
+
+def read_losses(run: Path) -> list[float]:
+    import truetune
+
+    return truetune.open_run(run).losses
+
+
 def stored_bytes(checkpoint: Path) -> int:
     """How many tensors of the optimizer's state are bytes."""
     import torch
@@ -636,6 +689,9 @@ def probes(half: str) -> dict[str, Probe]:
         "adapter": Probe("the adapter reloads, fp32", partial(reloading, in_fp32), 60),
         "4bit": Probe(f"NF4, {half}", four_bits, 60),
         "8bit": Probe("8-bit AdamW, fp32", eight_bit_optimizer, 60),
+        "fsdp": Probe("shared out = whole, fp32", sharded, 120),
+        "fsdp-4bit": Probe("shared out = whole, NF4", sharded_four_bits, 60),
+        "gpus": Probe("two GPUs = one, fp32", several_gpus, 180),
         "unsloth-losses": Probe(f"Unsloth = TRL, {half}", unsloth_losses, 180, needs_unsloth=True),
         "unsloth-packing": Probe(
             f"Unsloth keeps packed rows apart, {half}", unsloth_packing, 120, needs_unsloth=True

@@ -1,18 +1,23 @@
 """What reporting costs a training: all of it on beside all of it off, and what it takes itself.
 
-    .venv/bin/python bench/reporting.py [DATA …] [--repeats 3] [--steps 14] [--warmup 4] [--batch 8]
+    .venv/bin/python bench/reporting.py [DATA …] [--repeats 4] [--steps 14] [--warmup 4] [--batch 8] [--parts]
                                         [--device cpu|cuda] [--quick] [--json FILE]
 
 The measure: all reporting together takes under 1 % of a step, by CPU and by clock. Exit status 1: it takes more.
 
 Without DATA, rows of some 200 tokens are made up. The model is SmolLM2-135M (`demo`), LoRA by truetune's defaults,
-`batch` rows a step. Two trainings take turns, each in a process of its own on a pseudo-terminal of 100 x 30:
+`batch` rows a step. Two trainings take turns, each in a process of its own on a pseudo-terminal of 100 x 30; which
+of them begins changes from round to round, since a machine is not the same behind a training as before it:
 
     all     `truetune train` with its live view, its log, a line of metrics each step, and each of TensorBoard, W&B
             (offline) and Trackio that is installed
     none    the same steps, and nobody hears of them
 
-Printed are CPU seconds and seconds of the clock a step, both ways, and their ratio: medians, with range. A step's
+With --parts each part of reporting takes its turn too, alone: the live `view` with its log, the `lines` of metrics,
+and each tracker, with the lines that it mirrors.
+
+Printed are CPU seconds and seconds of the clock a step, and the ratio to the silent training of the same round:
+medians, with range. A step's
 own noise is several times what reporting takes, so that the measure is another: what the one method takes through
 which the engine tells of a step (CPU of the training's thread, and its clock, for which the training stands still),
 and the CPU of all other threads and processes that are there only to report. The whole method is counted, with what
@@ -38,7 +43,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from reporting_child import WAYS, Mark
+from reporting_child import PARTS, Mark
 from side_by_side import Bench, parser_of, run_in_folder, settle, spread
 
 CHILD = Path(__file__).with_name("reporting_child.py")
@@ -53,22 +58,30 @@ def main() -> int:
 
 def parsed() -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.set_defaults(steps=14, warmup=4)
+    parser.set_defaults(steps=14, warmup=4, repeats=4)
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
+    parser.add_argument("--parts", action="store_true", help="each part of reporting alone, too")
     return settle(parser, batch=2)
 
 
 def measure(bench: Bench) -> int:
     options, trackers = bench.options, [name for name in TRACKERS if find_spec(name)]
-    found: dict[str, list[Mark]] = {way: [] for way in WAYS}
+    ways = ["all", *(PARTS if options.parts else ()), *(trackers if options.parts else ()), "none"]
+    found: dict[str, list[Mark]] = {way: [] for way in ways}
     for number in range(options.repeats):
-        for way, marks in found.items():
-            marks.append(trained(bench, way, trackers, bench.folder / f"{way}-{number}"))
+        for way in turns(ways, number):
+            asked = [way] if way in trackers else trackers if way == "all" else []
+            found[way].append(trained(bench, way, asked, bench.folder / f"{way}-{number}"))
             keep(options.json, found)
     told = "all but the first" if options.warmup == 1 else f"all but the first {options.warmup}"
     print(f"{options.steps} steps of {options.batch} rows, {told} timed; trackers: {', '.join(trackers) or 'none'}")
     tell_sides(found, options.steps - options.warmup)
     return tell_own(found["all"], options.steps - options.warmup, is_quick=options.quick)
+
+
+def turns(ways: Sequence[str], number: int) -> list[str]:
+    """The order of a round: there and back again, so that over two rounds each way stands in the same places."""
+    return list(ways) if number % 2 == 0 else list(reversed(ways))
 
 
 # A training.
@@ -147,14 +160,14 @@ def keep(file: Path | None, found: dict[str, list[Mark]]) -> None:
 
 
 def tell_sides(found: dict[str, list[Mark]], steps: int) -> None:
-    """Both ways' seconds a step, and the ratios of neighbouring trainings."""
-    pairs = list(zip(found["all"], found["none"], strict=True))
-    print(f"\n  {'':<22}{'all':>24}{'none':>24}{'all / none':>24}")
+    """Each way's seconds a step, and their ratios to the silent training of the same round."""
     for name, what in {"cpu": "CPU seconds a step", "clock": "seconds a step"}.items():
-        taken = [[getattr(mark, name) for mark in found[way]] for way in ("all", "none")]
-        ratios = [getattr(told, name) / getattr(silent, name) for told, silent in pairs]
-        of_steps = "".join(spread([each / steps for each in values], ".3f") for values in taken)
-        print(f"  {what:<22}{of_steps}{spread(ratios, '.3f')}")
+        print(f"\n  {what:<22}{'':>24}{'to none':>24}")
+        for way, marks in found.items():
+            taken = [getattr(mark, name) for mark in marks]
+            ratios = [one / getattr(silent, name) for one, silent in zip(taken, found["none"], strict=True)]
+            beside = "" if way == "none" else spread(ratios, ".3f")
+            print(f"  {way:<22}{spread([each / steps for each in taken], '.3f')}{beside}")
 
 
 def tell_own(marks: Sequence[Mark], steps: int, *, is_quick: bool) -> int:

@@ -1,9 +1,11 @@
 """What bench/reporting.py runs in a process of its own: one training, with all its reporting or with none.
 
-    python bench/reporting_child.py all|none REQUEST.json ANSWER.json
+    python bench/reporting_child.py all|view|lines|TRACKER|none REQUEST.json ANSWER.json
 
 `all` is the command itself, `truetune train`, on whatever terminal this process has; `none` is the same training
-from Python, with a listener that hears nothing, one line of metrics at its end, and no tracker.
+from Python, with a listener that hears nothing, one line of metrics at its end, and no tracker. Between them each
+part alone: `view` is the command with one line of metrics, `lines` Python with a line each step, and a tracker's
+name that with the tracker.
 """
 
 import json
@@ -82,20 +84,18 @@ def cpu_of_children() -> float:
     return found
 
 
-def train_told(settings: dict[str, Any], trackers: list[str]) -> int:
+def train_told(settings: dict[str, Any]) -> int:
     from truetune.cli import main
 
-    told = {"logging.logging_steps": 1, "logging.report_to": trackers or "none"}
-    words = [f"{name}={json.dumps(value)}" for name, value in {**settings, **told}.items()]
+    words = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     return main(["train", *words])
 
 
-def train_silently(settings: dict[str, Any], _: list[str]) -> int:
+def train_silently(settings: dict[str, Any]) -> int:
     from truetune.config.load import load_config
     from truetune.pipeline.train import train_run
 
-    silent = {"logging.logging_steps": 1_000_000, "logging.report_to": "none"}
-    train_run(load_config(None, settings={**settings, **silent}).config, listener=Silence())
+    train_run(load_config(None, settings=settings).config, listener=Silence())
     return 0
 
 
@@ -111,7 +111,18 @@ class Silence:
     def step(self, event: Any) -> None: ...
 
 
-WAYS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {"all": train_told, "none": train_silently}
+PARTS = ("view", "lines")
+"""What can be on alone, besides each tracker."""
+_SEEN, _UNLOGGED = ("all", "view"), ("view", "none")
+
+
+def train(way: str, settings: dict[str, Any], trackers: list[str]) -> int:
+    """A training of which nothing is told but what the way says."""
+    logging = {
+        "logging.logging_steps": 1_000_000 if way in _UNLOGGED else 1,
+        "logging.report_to": trackers or "none",
+    }
+    return (train_told if way in _SEEN else train_silently)({**settings, **logging})
 
 
 def main(way: str, request_file: str, answer: str) -> int:
@@ -127,7 +138,7 @@ def main(way: str, request_file: str, answer: str) -> int:
     from truetune.training.trl import Engine
 
     Engine._maybe_log_save_evaluate = watch.around(Engine._maybe_log_save_evaluate)  # type: ignore[method-assign]
-    status = WAYS[way](request["settings"], request["trackers"])
+    status = train(way, request["settings"], request["trackers"])
     Path(answer).write_text(json.dumps(asdict(watch.taken)), "utf-8")
     return status
 

@@ -17,7 +17,13 @@ BENCH = Path(__file__).parents[1] / "bench"
     [
         (["preparation.py", "--rounds", "1", "--model", "BASE"], "of encode_batch's rate"),
         (["preparation_memory.py", "--rows", "200", "2000", "--model", "BASE"], "bytes a row more"),
+        (["preparing.py", "--rows", "60", "--rounds", "1", "--model", "BASE"], "times as fast"),
+        (
+            ["streaming.py", "--model", "BASE", "--rows", "30", "--block", "20", "--steps", "2", "--rounds", "1"],
+            "rate streamed / prepared",
+        ),
         (["report.py", "--steps", "9000", "--rounds", "1"], "the outlier is drawn"),
+        (["live.py", "--steps", "9000", "--rounds", "1"], "the measure, each under"),
         (["evaluate.py", "--rows", "6", "--rounds", "1", "--model", "BASE"], "times as fast"),
         (["check.py", "--rows", "200", "--rules", "200", "--repeats", "1"], "word triples"),
         (

@@ -77,11 +77,11 @@ def test_a_function_that_is_gone_cannot_be_replaced() -> None:
 
 
 def test_what_was_replaced_is_back_afterwards(trial: Trial) -> None:
-    from truetune.training import trl
+    from truetune.training import computing
 
-    own = trl.slices
+    own = computing.slices
     train_with_truetune(trial, lever=LEVERS["slices-none"])
-    assert trl.slices is own
+    assert computing.slices is own
 
 
 def test_the_table_has_a_line_of_ratios_for_each_lever() -> None:

@@ -34,6 +34,12 @@ def test_reporting_is_held_to_its_share_of_the_cpu_and_of_the_clock(capsys: pyte
         capsys.readouterr()
 
 
+def test_every_way_stands_in_the_same_places_over_two_rounds() -> None:
+    ways = ["all", "view", "lines", "none"]
+    places = [[reporting.turns(ways, number).index(way) for number in (0, 1)] for way in ways]
+    assert {sum(each) for each in places} == {len(ways) - 1}
+
+
 def test_a_tiny_model_misses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert reporting.tell_own([replace(CHEAP, own_clock=5.0)], STEPS, is_quick=True) == 0
     assert "say nothing" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Dealt out to processes, rows come back as one makes them: in order, with every finding, or with its error."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: py
     assert one.report.first("unknown-format").where.line == 301
     assert list(one.train) == list(three.train)
     assert one.first_learned == three.first_learned == ("1<|im_end|>",)
+
+
+def test_what_a_caller_has_frozen_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.freeze()
+    prepared(write_jsonl(tmp_path / "a.jsonl", arithmetic_rows(20)), tmp_path, monkeypatch, 1)
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_broken_line_stops_all_of_them_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

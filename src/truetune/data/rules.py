@@ -205,6 +205,26 @@ class Tally:
             count.rows += found.rows
             count.turns += found.turns
 
+    def as_json(self) -> dict[str, Any]:
+        """What was collected as a document, for `from_json`; what was left alone is not in it."""
+        return {
+            "rejected": dict(self.rejected),
+            "found": dict(self.found),
+            "problems": [problem.as_json() for problem in self.problems],
+            "notes": [[*key, asdict(count)] for key, count in self._notes.items()],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Tally":
+        """The tally that as_json made this document of."""
+        tally = cls()
+        tally.rejected.update(document["rejected"])
+        tally.found.update(document["found"])
+        tally.problems += map(Problem.from_json, document["problems"])
+        for rule, field_, count in document["notes"]:
+            tally._notes[rule, field_] = _Count(Location(**count["first"]), count["rows"], count["turns"])
+        return tally
+
     def noted(self) -> list[Problem]:
         """One Problem for each kind of note, the first place with the counts of all."""
         return [_counted(rule, name, count) for (rule, name), count in sorted(self._notes.items(), key=str)]

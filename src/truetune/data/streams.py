@@ -44,6 +44,21 @@ def open_bytes(path: Path) -> IO[bytes]:
             return path.open("rb", buffering=_BUFFER)
 
 
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file: UTF-8, or as its byte order mark says."""
+    with open_bytes(path) as file:
+        return _encoding(file.read(4))
+
+
+def pass_over(stream: IO[bytes], count: int) -> None:
+    """Goes on behind the next so many bytes."""
+    if stream.seekable():
+        stream.seek(count)
+        return
+    while count > 0 and (block := stream.read(min(count, _BUFFER))):
+        count -= len(block)
+
+
 def open_text(path: Path, *, newline: str) -> IO[str]:
     r"""The text of a file, in UTF-8 or as its byte order mark says, its line ends as they are.
 

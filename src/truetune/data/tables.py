@@ -4,8 +4,10 @@ A column has one type and a struct one set of keys, so that nested objects come 
 as nulls: those are taken out again. What has no JSON type becomes its exact text.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from itertools import accumulate
 from typing import Any
 
 from truetune.data.examples import Location, Record
@@ -22,12 +24,24 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _Convert = Callable[[Any], Any]
 
 
-def read_parquet(file: SourceFile) -> Iterator[Record]:
-    """The rows of a Parquet file, by record batches."""
+def read_parquet(file: SourceFile, *, skip: int = 0) -> Iterator[Record]:
+    """The rows of a Parquet file, by record batches; without the row groups that end within the first `skip` rows."""
     import pyarrow.parquet as pq
 
     with _reading(file), closing(pq.ParquetFile(_source(file))) as parquet:
-        yield from _records(parquet.iter_batches(batch_size=_BATCH), file.name)
+        sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+        ends = list(accumulate(sizes))
+        first = bisect_right(ends, skip)
+        batches = parquet.iter_batches(batch_size=_BATCH, row_groups=range(first, len(sizes)))
+        yield from _records(batches, file.name, number=ends[first - 1] if first else 0)
+
+
+def parquet_rows(file: SourceFile) -> int:
+    """How many rows a Parquet file says that it has."""
+    import pyarrow.parquet as pq
+
+    with _reading(file):
+        return int(pq.read_metadata(str(file.path)).num_rows)
 
 
 def read_arrow(file: SourceFile) -> Iterator[Record]:
@@ -51,8 +65,7 @@ def require_distinct(names: list[str], place: str) -> None:
         raise DataError(f"{place}: two columns are named {twice!r}", hint="give every column a name of its own")
 
 
-def _records(batches: Iterable[Any], name: str) -> Iterator[Record]:
-    number = 0
+def _records(batches: Iterable[Any], name: str, *, number: int = 0) -> Iterator[Record]:
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH):
             for row in batch_rows(batch.slice(start, _BATCH), place=name):

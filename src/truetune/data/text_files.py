@@ -8,7 +8,7 @@ from truetune.data.examples import Location, Record
 from truetune.data.json_text import JsonText, kind_of, parse_line
 from truetune.data.sources import SourceFile
 from truetune.data.splits import is_train, split_word
-from truetune.data.streams import open_text, reading, suffix_of
+from truetune.data.streams import encoding_of, open_bytes, open_text, pass_over, reading, suffix_of
 from truetune.errors import DataError
 
 _LONGEST_CELL = 2**31 - 1  # What every platform's C long holds.
@@ -22,9 +22,7 @@ _Path = tuple[str, ...]
 
 def read_jsonl(file: SourceFile) -> Iterator[Record]:
     """An object (or a conversation as a bare list) a line. An array under this name is read as .json is."""
-    with reading(file.path, file.name), open_text(file.path, newline="\n") as lines:
-        first = next((line for line in lines if not line.isspace()), "").strip()
-    if first == "{" or (first.startswith("[") and _layout(file).kind != "lines"):
+    if _is_document(file):
         yield from read_json(file)
     else:
         yield from _read_lines(file)
@@ -78,6 +76,51 @@ def _read_lines(file: SourceFile) -> Iterator[Record]:
         for number, line in enumerate(lines, start=1):
             if not line.isspace():
                 yield _record(parse_line(line, name=name, line=number), Location(name, number))
+
+
+def is_of_lines(file: SourceFile) -> bool:
+    """True if each line of the file is a row, in UTF-8: it can be read from any line on."""
+    suffix = suffix_of(file.path)
+    if suffix not in (".jsonl", ".ndjson", ".txt"):
+        return False
+    with reading(file.path, file.name):
+        if not encoding_of(file.path).startswith("utf-8"):
+            return False
+    return suffix == ".txt" or not _is_document(file)
+
+
+def read_lines_from(file: SourceFile, *, row: int, offset: int) -> Iterator[tuple[int, int, Record]]:
+    """The rows of a file of lines behind so many lines and bytes, each with the lines and bytes as it ends."""
+    is_text = suffix_of(file.path) == ".txt"
+    with reading(file.path, file.name), open_bytes(file.path) as stream:
+        pass_over(stream, offset)
+        for raw in stream:
+            row, offset = row + 1, offset + len(raw)
+            line = _decoded(raw, file.name, row)
+            if line.strip():
+                yield row, offset, _record_of_line(line, Location(file.name, row), is_text=is_text)
+
+
+def _record_of_line(line: str, where: Location, *, is_text: bool) -> Record:
+    if is_text:
+        return Record({"text": line.removesuffix("\n").removesuffix("\r")}, where)
+    return _record(parse_line(line, name=where.path, line=where.line), where)
+
+
+def _decoded(raw: bytes, name: str, line: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}, line {line}: not valid UTF-8 (byte 0x{raw[error.start]:02x})", hint="save the file as UTF-8"
+        ) from error
+
+
+def _is_document(file: SourceFile) -> bool:
+    """True if what is named JSON Lines is one JSON text."""
+    with reading(file.path, file.name), open_text(file.path, newline="\n") as lines:
+        first = next((line for line in lines if not line.isspace()), "").strip()
+    return first == "{" or (first.startswith("[") and _layout(file).kind != "lines")
 
 
 def _record(row: Any, where: Location) -> Record:

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from truetune.config.schema import Config
-from truetune.data.cache import cached, code_digest, digest, file_digest, tokenizer_digest
-from truetune.data.examples import Note, Record
+from truetune.data.blocks import Block, BlockReader, BlockStart, about_share, ends_digest
+from truetune.data.cache import cached
+from truetune.data.examples import Note
 from truetune.data.keys import row_key
 from truetune.data.near import NearIndex, Pairs, Shingles
 from truetune.data.rules import Report
@@ -22,12 +24,14 @@ from truetune.data.sources import SourceFile
 from truetune.data.split import Split, linked, near_linked, place, split_rows
 from truetune.data.store import ROW_FILES, Places, RowWriter, StoredRow, StoredRows, row_batch
 from truetune.data.templates import Template
+from truetune.errors import ConfigError
 from truetune.files import write_json
 from truetune.lint.parts import parts_of
 from truetune.lint.sketch import near_sketched
 from truetune.listener import Listener, LogListener
 from truetune.model.source import cache_directory
 from truetune.pipeline.findings import find_all, nothing_usable, refuse_if_strict
+from truetune.pipeline.prepared_key import prepared_key
 from truetune.pipeline.stages import (
     Account,
     Formatting,
@@ -35,29 +39,28 @@ from truetune.pipeline.stages import (
     RowPath,
     Rows,
     chunks,
+    in_chunks,
     length_limit,
     load_data_template,
     training_files,
     validation_files,
 )
-from truetune.pipeline.workers import by_chunks
-
-_LIBRARIES = ("truetune", "transformers", "tokenizers")
-POLICIES = {
-    "strict",
-    "packing",
-    "path",
-    "split",
-    "revision",
-    "data_files",
-    "subset",
-    "field",
-    "validation_path",
-    "num_proc",
-}
-"""Data settings that do not shape the tokens, or do so through the files they name."""
+from truetune.pipeline.workers import Chunk, over_chunks, processes_for
 
 _FILES = ("prepared.json", *ROW_FILES, "train.npy", "validation.npy")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first block of a stream, all that is prepared before a training; the block behind it begins at `next`.
+
+    `share` is about its share of all rows. `account` is of its rows, and of those to validate on.
+    """
+
+    files: tuple[SourceFile, ...]
+    next: BlockStart
+    share: float
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class PreparedDataset:
 
     `fingerprint` digests all tokens, labels, weights and the split; `first_learned` is what the first row learns.
     `folder` is where the rows lie, None for rows from Python, which are kept for this process alone.
+    Of a stream the rows are its first block, its `head`; the fingerprint then digests these, and its files' ends.
     """
 
     train: StoredRows
@@ -75,6 +79,7 @@ class PreparedDataset:
     fingerprint: str
     first_learned: tuple[str, ...]
     folder: Path | None
+    head: Head | None = None
     keeper: Any = None
 
     @property
@@ -82,6 +87,10 @@ class PreparedDataset:
         """The kept rows by format."""
         formats: Mapping[str, int] = self.report.stats["formats"]
         return formats
+
+    def of_all(self, count: int) -> int:
+        """A count of the rows to train on, as it is of all of them: more, where these are a stream's first block."""
+        return count if self.head is None else round(count / self.head.share)
 
 
 def prepare_rows(
@@ -104,7 +113,7 @@ def prepare_rows(
     listener = listener or LogListener()
     template = load_data_template(config.data, tokenizer)
     max_length = length_limit(config.data, context_length)
-    preparation = _Preparation(config, template, max_length, formatting, listener)
+    preparation = Preparation(config, template, max_length, formatting, listener)
     prepared = preparation.run(source)
     if must_be_usable:
         refuse_if_strict(config.data, prepared.report)
@@ -138,7 +147,7 @@ def trace_rows(
     return kept[:limit], account.report()
 
 
-class _Preparation:
+class Preparation:
     """Writes prepared rows, their split and their report into a folder."""
 
     def __init__(
@@ -159,11 +168,22 @@ class _Preparation:
 
     def run(self, source: Rows | None) -> PreparedDataset:
         """The rows: in the cache, found or put there; what the user's own Python makes for this process alone."""
+        if self.config.data.streaming and (source is not None or self.formatting):
+            raise ConfigError(
+                "data.streaming reads files, and rows from Python or through a function are no files",
+                hint="set data.streaming to false, or write the rows to a .jsonl file",
+            )
         training = training_files(self.config.data, self.listener) if source is None else []
         validation = validation_files(self.config.data, self.listener)
         if source is not None or self.formatting:
             return self._run_apart(training if source is None else [source], validation)
-        key = _key(self.config, [*training, *validation], self.template, self.max_length)
+        key = prepared_key(
+            self.config,
+            training=training,
+            validation=validation,
+            template=self.template,
+            max_length=self.max_length,
+        )
         folder = cached(
             cache_directory() / "prepared",
             key,
@@ -171,7 +191,7 @@ class _Preparation:
             is_whole=lambda folder: all((folder / name).is_file() for name in _FILES),
             on_wait=lambda: self.listener.say("another process is preparing these rows: waiting for it"),
         )
-        return _opened(folder, self.template, folder=folder)
+        return _opened(folder, self.template, training, folder=folder)
 
     def _run_apart(self, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> PreparedDataset:
         keeper = tempfile.TemporaryDirectory(prefix="truetune-")
@@ -179,38 +199,87 @@ class _Preparation:
         return _opened(Path(keeper.name), self.template, folder=None, keeper=keeper)
 
     def write(self, folder: Path, inputs: Sequence[SourceFile | Rows], validation: Sequence[SourceFile]) -> None:
-        content, pairs = self._write_rows(folder, [*inputs, *validation])
+        block = self._first_block(inputs) if self.config.data.streaming else None
+        content, pairs = self._write_all(folder, inputs, validation, block)
         stored = StoredRows.open(folder)
         split = self._split(stored, inputs, pairs, has_validation=bool(validation))
         np.save(folder / "train.npy", split.train)
         np.save(folder / "validation.npy", split.held_out)
         for places in (split.train, split.held_out):
             content.update(places.tobytes())
+        head = None if block is None else self._head(block, inputs, content)
         document = {
             "report": self._report(stored, split).as_json(),
             "fingerprint": content.hexdigest(),
             "first_learned": self.account.first_learned,
+            "head": head,
         }
         write_json(folder / "prepared.json", document)
 
-    def _write_rows(self, folder: Path, inputs: Sequence[SourceFile | Rows]) -> tuple[Any, Pairs]:
-        content, stage, account = hashlib.sha256(), "preparing rows", self.account
-        with closing(RowWriter(folder)) as writer, closing(NearIndex()) as near:
-            for batch, of_chunk, sketch in by_chunks(
-                self._batch, inputs, formatting=self.formatting, num_proc=self.config.data.num_proc
-            ):
+    def _first_block(self, files: Sequence[Any]) -> Block:
+        return BlockReader(files, size=self.config.data.shuffle_buffer_size).read()
+
+    def _head(self, block: Block, files: Sequence[Any], content: Any) -> dict[str, Any]:
+        """What a stream goes on from; its rows and its files are what its fingerprint is of."""
+        for known in (self.config.data.shuffle_buffer_size, *map(ends_digest, files)):
+            content.update(f"{known} ".encode())
+        return {
+            "next": asdict(block.next),
+            "share": about_share(files, block),
+            "account": self.account.as_json(),
+        }
+
+    def _write_all(
+        self,
+        folder: Path,
+        inputs: Sequence[SourceFile | Rows],
+        validation: Sequence[SourceFile],
+        block: Block | None,
+    ) -> tuple[Any, Pairs]:
+        """Writes the rows of all inputs, or of the block alone; and those to validate on."""
+        behind: list[SourceFile | Rows] = [*([[]] * len(inputs) if block else inputs), *validation]
+
+        def read() -> Iterator[Chunk]:
+            return chain(in_chunks(block.rows) if block else (), chunks(behind, self.formatting))
+
+        processes = 1 if self.formatting else processes_for([*inputs, *validation], self.config.data.num_proc)
+        work = partial(self._batch, is_linked=self._links_near_rows())
+        with closing(NearIndex()) as near:
+            content = self._write_rows(folder, work, read, account=self.account, near=near, processes=processes)
+            return content, near.pairs()
+
+    def write_block(self, folder: Path, block: Block, *, processes: int) -> tuple[Account, str]:
+        """Writes a block of a stream; returns what became of its rows, and a digest of what was written."""
+        account, work = Account(), partial(self._batch, is_linked=False)
+        content = self._write_rows(
+            folder, work, lambda: in_chunks(block.rows), account=account, near=None, processes=processes
+        )
+        return account, content.hexdigest()
+
+    def _write_rows(
+        self,
+        folder: Path,
+        work: Callable[[Chunk], tuple[Any, Account, Shingles | None]],
+        read: Callable[[], Iterator[Chunk]],
+        *,
+        account: Account,
+        near: NearIndex | None,
+        processes: int,
+    ) -> Any:
+        content, stage = hashlib.sha256(), "preparing rows"
+        with closing(RowWriter(folder)) as writer:
+            for batch, of_chunk, sketch in over_chunks(work, read, processes=processes):
                 account.add(of_chunk)
                 content.update(writer.write(batch))
-                if sketch:
+                if sketch and near is not None:
                     near.add(sketch)
                 self.listener.progress(stage, account.rows_read, None)
-            pairs = near.pairs()
         self.listener.progress(stage, account.rows_read, account.rows_read)
-        return content, pairs
+        return content
 
-    def _batch(self, chunk: Sequence[tuple[int, Record]]) -> tuple[Any, Account, Shingles | None]:
+    def _batch(self, chunk: Chunk, *, is_linked: bool) -> tuple[Any, Account, Shingles | None]:
         rows, account = self._path.take(chunk)
-        sketch = near_sketched([parts_of(row.example) for row in rows]) if rows and self._links_near_rows() else None
+        sketch = near_sketched([parts_of(row.example) for row in rows]) if rows and is_linked else None
         return row_batch([self._stored(row, account) for row in rows]), account, sketch
 
     def _links_near_rows(self) -> bool:
@@ -249,8 +318,9 @@ class _Preparation:
         return Split(train, np.flatnonzero(is_held_out), pairs, of_one_form)
 
     def _test_size(self) -> float | int | None:
-        wants_none = self.config.evaluation.eval_strategy == "no" and self.config.data.test_size is None
-        return 0 if wants_none else self.config.data.test_size
+        data = self.config.data
+        wants_none = self.config.evaluation.eval_strategy == "no" and data.test_size is None
+        return 0 if wants_none or data.streaming else data.test_size
 
     def _report(self, stored: StoredRows, split: Split) -> Report:
         account = self.account
@@ -278,27 +348,9 @@ def _weighted(places: Places, files: Any, keys: Any, weights: Any, seed: int) ->
     return np.repeat(places, whole.astype(np.int64) + is_extra)
 
 
-def _key(config: Config, files: Sequence[SourceFile], template: Template, max_length: int) -> str:
-    """A digest of all that shapes prepared rows."""
-    data = config.data.model_dump(mode="json", exclude=POLICIES)
-    return digest(
-        {
-            "versions": {name: metadata.version(name) for name in _LIBRARIES},
-            "code": code_digest("truetune.data", "truetune.lint", "truetune.pipeline"),
-            "files": [(file.name, file.weight, file.field, file.split, file_digest(file.path)) for file in files],
-            "validates": (bool(config.data.validation_path), config.evaluation.eval_strategy == "no"),
-            "tokenizer": tokenizer_digest(template.tokenizer),
-            "template": (template.chat, template.text, template.completion_as_chat),
-            "max_length": max_length,
-            "seed": config.training.seed,
-            "data": data,
-        }
-    )
-
-
-def _opened(path: Path, template: Template, **options: Any) -> PreparedDataset:
+def _opened(path: Path, template: Template, files: Sequence[SourceFile] = (), **options: Any) -> PreparedDataset:
     document = json.loads((path / "prepared.json").read_text(encoding="utf-8"))
-    rows = StoredRows.open(path)
+    rows, head = StoredRows.open(path), document["head"]
     return PreparedDataset(
         train=rows.select(np.load(path / "train.npy")),
         validation=rows.select(np.load(path / "validation.npy")),
@@ -306,5 +358,11 @@ def _opened(path: Path, template: Template, **options: Any) -> PreparedDataset:
         template=template,
         fingerprint=document["fingerprint"],
         first_learned=tuple(document["first_learned"]),
+        head=head and _head_of(head, files),
         **options,
     )
+
+
+def _head_of(document: Mapping[str, Any], files: Sequence[SourceFile]) -> Head:
+    start, account = BlockStart.from_json(document["next"]), Account.from_json(document["account"])
+    return Head(tuple(files), start, document["share"], account)

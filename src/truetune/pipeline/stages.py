@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,7 @@ Rows = Iterable[Mapping[str, Any]]
 Formatting = Callable[[Mapping[str, Any]], Any]
 
 CHUNK = 250
+_COUNTS = ("rows_read", "rows_kept", "tokens", "supervised_tokens", "longest")
 _SHARED = ("split", "revision", "data_files", "subset", "field")
 """What data says for all its places, where one does not say it itself."""
 
@@ -159,12 +160,15 @@ def chunks(
 ) -> Iterator[list[tuple[int, Record]]]:
     """The rows of all inputs, each with its input's number, in lists of at most `size`."""
     records = (
-        (number, row)
-        for number, source in enumerate(inputs)
-        for record in shaped_records(source, formatting)
-        for row in expand_record(record)
+        (number, record) for number, source in enumerate(inputs) for record in shaped_records(source, formatting)
     )
-    while chunk := list(islice(records, size)):
+    return in_chunks(records, size=size)
+
+
+def in_chunks(records: Iterable[tuple[int, Record]], *, size: int = CHUNK) -> Iterator[list[tuple[int, Record]]]:
+    """The rows that records hold, each with its input's number, in lists of at most `size`."""
+    rows = ((number, row) for number, record in records for row in expand_record(record))
+    while chunk := list(islice(rows, size)):
         yield chunk
 
 
@@ -204,6 +208,31 @@ class Account:
         self.places.setdefault(number, where)
         if notes:
             self.tally.note(notes, where)
+
+    def as_json(self) -> dict[str, Any]:
+        """The account as a document, for `from_json`."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        places = {str(number): asdict(where) for number, where in self.places.items()}
+        forms = {"formats": dict(self.formats), "forms": dict(self.forms)}
+        return {
+            "tally": self.tally.as_json(),
+            "places": places,
+            "learned": list(self.first_learned),
+            **forms,
+            **counts,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Account":
+        """The account that as_json made this document of."""
+        return cls(
+            tally=Tally.from_json(document["tally"]),
+            places={int(number): Location(**where) for number, where in document["places"].items()},
+            first_learned=tuple(document["learned"]),
+            formats=Counter(document["formats"]),
+            forms=Counter(document["forms"]),
+            **{name: document[name] for name in _COUNTS},
+        )
 
     def where(self, file: int, line: int) -> Location:
         """The place of a row: the number of its input, and its line there."""

@@ -16,6 +16,7 @@ from truetune.data.sources import SourceFile
 from truetune.errors import BackendError, TruetuneError
 from truetune.pipeline.stages import Formatting, Rows, chunks
 
+Chunk = Sequence[tuple[int, Record]]
 _Item = TypeVar("_Item")
 _AHEAD = 4
 """Items that a process may be ahead of its reader."""
@@ -25,28 +26,39 @@ _MOST_PROCESSES = 16
 
 
 def by_chunks(
-    work: Callable[[Sequence[tuple[int, Record]]], _Item],
+    work: Callable[[Chunk], _Item],
     inputs: Sequence[SourceFile | Rows],
     *,
     formatting: Formatting | None,
     num_proc: Literal["auto"] | int,
 ) -> Iterator[_Item]:
     """What `work` makes of each chunk of rows, in order: here, or in processes where that pays."""
-    processes = _processes_for(inputs, num_proc) if formatting is None else 1
+    processes = processes_for(inputs, num_proc) if formatting is None else 1
+    return over_chunks(work, lambda: chunks(inputs, formatting), processes=processes)
+
+
+def over_chunks(
+    work: Callable[[Chunk], _Item], read: Callable[[], Iterator[Chunk]], *, processes: int
+) -> Iterator[_Item]:
+    """What `work` makes of each chunk that `read` reads, in order, in so many processes."""
 
     def produce(number: int, count: int) -> Iterator[_Item]:
         # Each process reads all rows, which costs a fiftieth of the rest, and takes every count-th chunk.
-        return map(work, islice(chunks(inputs, formatting), number, None, count))
+        return map(work, islice(read(), number, None, count))
 
     # Rows hold no cycles; without this each collection walks all of torch and transformers, a sixth of the time.
-    gc.freeze()
+    # What a caller has frozen stays so.
+    is_ours = not gc.get_freeze_count()
+    if is_ours:
+        gc.freeze()
     try:
         yield from produce(0, 1) if processes == 1 else dealt(produce, processes=processes)
     finally:
-        gc.unfreeze()
+        if is_ours:
+            gc.unfreeze()
 
 
-def _processes_for(inputs: Sequence[SourceFile | Rows], num_proc: Literal["auto"] | int) -> int:
+def processes_for(inputs: Sequence[SourceFile | Rows], num_proc: Literal["auto"] | int) -> int:
     """How many processes are worth their start; what is the user's own Python stays in this one."""
     files = [each for each in inputs if isinstance(each, SourceFile)]
     if len(files) < len(inputs) or num_proc == 1:

@@ -19,6 +19,19 @@ def dataset_of(rows: Sequence[Tokenized | Packed]) -> Dataset:
     return Dataset.from_dict({"place": range(len(rows))}).with_transform(read)
 
 
+class StreamedSequences(torch.utils.data.Dataset[dict[str, Any]]):
+    """The sequences of a stream, which are asked for in order, as the data loader reads them."""
+
+    def __init__(self, stream: Sequence[Tokenized | Packed]) -> None:
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return len(self._stream)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return _columns(self._stream[place])
+
+
 def _columns(row: Tokenized | Packed) -> dict[str, Any]:
     if isinstance(row, Packed):
         lengths, weights = row.seq_lengths, row.weights

@@ -16,8 +16,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command's name and its options; exits with status 2 for what is not right."""
-    parser = _parser()
+    parser = command_parser()
     options, rest = parser.parse_known_args(arguments)
+    options.given = list(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_suggestion(unknown[0], options)}")
@@ -55,7 +56,8 @@ def _suggestion(word: str, options: argparse.Namespace) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _parser() -> _Parser:
+def command_parser() -> _Parser:
+    """The parser of every command; the manual's reference is written from it."""
     parser = _Parser(
         prog="truetune",
         description="Fine-tune language models on your own data, and be told the truth about it.",
@@ -82,6 +84,9 @@ def _parser() -> _Parser:
         metavar="auto|PATH",
         help="go on from the newest complete checkpoint; auto: or start where there is none; PATH: from this one",
     )
+    train.add_argument(
+        "--num-processes", type=_positive, metavar="N", help="train in N processes here, with a GPU or cores each"
+    )
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     train.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
 
@@ -91,8 +96,8 @@ def _parser() -> _Parser:
     plan.add_argument(
         "--parallel",
         choices=("ddp", "fsdp"),
-        default="ddp",
-        help="of several devices: each holds everything (ddp, the default), or its share (fsdp)",
+        default=None,
+        help="of several devices: each holds everything (ddp), or its share (fsdp); else as training.strategy",
     )
     plan.add_argument("--probe", action="store_true", help="train a few real steps here, and plan by what they took")
     plan.add_argument(
@@ -133,6 +138,8 @@ def _parser() -> _Parser:
         "--dry-run", action="store_true", help="tell steps, time, memory and disk of all, train nothing"
     )
     sweep.add_argument("--json", action="store_true", help="print the runs, the best first, as JSON")
+
+    _add_launch(_command(commands, "launch", "a run as a cluster starts it: a job script, or each machine's command"))
 
     generate = _command(commands, "generate", "answers from a trained model: to one prompt, or to a file of them")
     _add_trained(generate)
@@ -270,6 +277,49 @@ def _add_ledger(parser: _Parser) -> None:
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="show so many")
     parser.add_argument("--json", action="store_true", help="print them as JSON")
+
+
+def _add_launch(parser: _Parser) -> None:
+    _add_settings(parser, takes="config", metavar="RUN.yaml | key=value")
+    parser.add_argument(
+        "--print",
+        dest="form",
+        choices=("slurm", "torchrun"),
+        required=True,
+        help="a script for sbatch that goes on behind its time limit; or the command for each machine",
+    )
+    parser.add_argument("--output-dir", help="the run's directory (default: runs/<config>-<job>, by its number)")
+    parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines (default: 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=_count, metavar="N", help="GPUs of each, a process for each (default: 1; on CPUs 0)"
+    )
+    parser.add_argument(
+        "--ntasks-per-node", type=_positive, metavar="N", help="processes on each (default: one a GPU, or one)"
+    )
+    parser.add_argument("--cpus-per-task", type=_positive, metavar="N", help="cores of each process")
+    slurm = parser.add_argument_group("with --print slurm")
+    slurm.add_argument("--time", help="the time limit: 24:00:00, 2-12 (days-hours) (default: the partition's)")
+    slurm.add_argument(
+        "--stop-before",
+        type=_positive,
+        default=300,
+        metavar="SECONDS",
+        help="when to stop and save before the limit: a step and a checkpoint must fit (default: 300)",
+    )
+    slurm.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of sbatch: partition=gpu, account=lab; may be repeated",
+    )
+    slurm.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a line of shell before the training: 'module load cuda'; may be repeated",
+    )
 
 
 def _add_settings(parser: _Parser, *, takes: str, metavar: str) -> None:

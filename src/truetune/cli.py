@@ -9,7 +9,7 @@ from typing import NoReturn
 from truetune.arguments import parse_arguments
 from truetune.commands.status import stopped_status
 from truetune.environment import set_environment
-from truetune.errors import TruetuneError
+from truetune.errors import OtherProcessError, TruetuneError
 
 
 def entry() -> NoReturn:
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
             raise
         from truetune.console.output import show_error
 
-        show_error(error)
+        if not isinstance(error, OtherProcessError):
+            show_error(error)
         return error.exit_status
     except KeyboardInterrupt:
         return stopped_status("SIGINT")
@@ -48,6 +49,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "runs": ("runs", "runs"),
     "compare": ("runs", "compare"),
     "sweep": ("runs", "sweep"),
+    "launch": ("launching", "launch"),
     "generate": ("asking", "generate"),
     "chat": ("asking", "chat"),
     "eval": ("evaluation", "evaluate"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from truetune.cgroups import cpu_quota
+from truetune.launched import adopt_launcher, cores_of_task, processes_here
 
 _PASSIVE = "PASSIVE"
 _QUIET = {
@@ -60,6 +61,7 @@ def set_computing() -> None:
 
     Nothing once torch is loaded, which would not see it: what stands in the environment is what torch works by.
     """
+    adopt_launcher()
     if "torch" in sys.modules:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", _PASSIVE)
@@ -77,8 +79,13 @@ def visible_cores() -> int:
 
 
 def usable_threads() -> int:
-    """How many threads the process can run at once: with more, a container's are halted in turn."""
-    return max(1, min(visible_cores(), int(cpu_quota() or visible_cores())))
+    """How many threads the process can run at once: with more, a container's are halted in turn.
+
+    Of several processes that a launcher started on this machine each has its share, or what SLURM gave it.
+    """
+    cores = min(visible_cores(), int(cpu_quota() or visible_cores()))
+    own = cores_of_task()
+    return max(1, min(cores, own) if own else cores // processes_here())
 
 
 def spinning_threads() -> str | None:

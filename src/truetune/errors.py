@@ -5,6 +5,7 @@ TruetuneError
 ├── DataError         a file, a row or a set of rows that cannot be trained on
 ├── TemplateError     a chat template that cannot be rendered, or whose answers cannot be located
 ├── BackendError      the model, the hardware or a library cannot do what was asked
+│   └── OtherProcessError another process of the training failed, and says so itself
 └── CheckpointError   a checkpoint or a run's directory that cannot be used
 """
 
@@ -42,6 +43,14 @@ class TemplateError(TruetuneError):
 
 class BackendError(TruetuneError):
     """The model, the hardware or an installed library cannot do what was asked."""
+
+
+class OtherProcessError(BackendError):
+    """Another process of this training failed, and has told its error itself; its exit status is that of all."""
+
+    def __init__(self, message: str, *, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class CheckpointError(TruetuneError):

@@ -59,3 +59,19 @@ class LogListener:
 
     def step(self, event: StepEvent) -> None:
         logger.debug("step %s/%s: loss %.4f", event.step, event.total_steps, event.loss)
+
+
+class Unheard:
+    """For a process whose work another one tells of."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def warn(self, message: str) -> None:
+        """Nothing."""
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        """Nothing."""
+
+    def step(self, event: StepEvent) -> None:
+        """Nothing."""

@@ -1,15 +1,18 @@
 """G28: the batch is counted over all processes, its formula told once, and all three factors are recorded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import truetune
 from conftest import arithmetic_rows, write_jsonl
 from heard import Heard
 from truetune.cli import main
 from truetune.config.load import load_config
+from truetune.pipeline import machine as machine_module
 from truetune.pipeline.machine import ask_machine
 from truetune.pipeline.plan import plan_run
 from truetune.pipeline.prepare import prepare_rows
@@ -108,3 +111,27 @@ def test_g28_processes_that_nobody_started_are_refused(tiny_base: Path, monkeypa
     config = load_config(settings={"name_or_path": str(tiny_base), "num_gpus": 4}).config
     with pytest.raises(truetune.ConfigError, match="num_processes is 4, and 2"):
         ask_machine(config, Heard())
+
+
+def test_g28_the_plan_of_a_run_tells_the_formula_once_too(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(monkeypatch, world=4)
+    main(["plan", *[word for word in words[1:] if word != "--dry-run"]])
+    said = "".join(capsys.readouterr())
+    assert said.count("24 sequences a step = 2 per device x 3 accumulated x 4 processes") == 1
+
+
+def test_g28_several_gpus_without_a_launcher_are_one_process_on_one_and_that_is_said(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setattr(machine_module, "resolve_device", lambda _: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    config = load_config(settings={"name_or_path": str(tiny_base), "training.precision": "fp32"}).config
+    heard = Heard()
+    assert machine_module._device(config, heard)[0] == "cuda"
+    assert "4 GPUs are visible and one is used; truetune train --num-processes 4 uses all" in heard.text()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+    assert machine_module.processes_of(config) == 1

@@ -21,6 +21,7 @@ def load(
         "model.name_or_path": options.model,
         "data.path": options.data,
         "output_dir": getattr(options, "output_dir", None),
+        "training.num_processes": getattr(options, "num_processes", None),
         **{f"check.{name}": getattr(options, name, None) for name in ("select", "ignore", "fail_on")},
     }
     given = {name: value for name, value in flags.items() if value is not None}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from truetune.commands.settings import load
 from truetune.commands.status import stopped_status
+from truetune.launched import is_launched
+from truetune.listener import Unheard
 
 if TYPE_CHECKING:
     from truetune.pipeline.resume import Resume
@@ -94,11 +96,15 @@ def find_lr(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     from truetune.console.logged import logged
-    from truetune.console.output import show
+    from truetune.console.output import is_first_process, show
     from truetune.console.summary import show_outcome
 
+    resume = _resume(options)
+    if (processes := _to_start(options)) > 1:
+        from truetune.pipeline.launch import launch
+
+        return launch(options.given, processes=processes)
     with logged() as (listener, log):
-        resume = _resume(options)
         config = load(options, listener)
         # Only now: half a second of imports, which no wrong config has to wait for.
         from truetune.pipeline.review.outcome import outcome
@@ -116,9 +122,17 @@ def train(options: argparse.Namespace) -> int:
         )
     if run.status == "dry run":
         show("dry run: everything is decided, nothing is written")
-    else:
+    elif is_first_process():
         show_outcome(outcome(run.directory))
-    return stopped_status(run.stopped_by)
+    # A launcher takes any other status for a failure, and kills those that are not at their end yet.
+    return stopped_status(run.stopped_by) if is_first_process() else 0
+
+
+def _to_start(options: argparse.Namespace) -> int:
+    """How many processes the run asks for, if no launcher has started them."""
+    if options.dry_run or is_launched():
+        return 1
+    return load(options, Unheard()).training.num_processes or 1
 
 
 def _resume(options: argparse.Namespace) -> "Resume":

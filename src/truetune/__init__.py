@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.review.compare import RunComparison
     from truetune.pipeline.review.report import RunReport
-    from truetune.pipeline.train import Run
+    from truetune.pipeline.run import Run
     from truetune.runs.ledger import RunEntry
 
 _HOMES = {
     "Config": "truetune.config.schema",
-    "Run": "truetune.pipeline.train",
+    "Run": "truetune.pipeline.run",
     "TrainedModel": "truetune.inference.generate",
     "PreparedDataset": "truetune.pipeline.prepare",
     "Evaluation": "truetune.pipeline.evaluation.result",

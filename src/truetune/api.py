@@ -33,8 +33,9 @@ from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.review.compare import RunComparison, compare_runs
 from truetune.pipeline.review.report import RunReport
 from truetune.pipeline.review.report import write_report as write_run_report
+from truetune.pipeline.run import Run, open_run
 from truetune.pipeline.stages import Formatting
-from truetune.pipeline.train import Run, open_run, train_run
+from truetune.pipeline.train import train_run
 from truetune.runs.ledger import RunEntry, find_runs
 
 Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
@@ -112,7 +113,7 @@ def plan(
     data: Data | None = None,
     formatting: Formatting | None = None,
     device: str | None = None,
-    parallel: Literal["ddp", "fsdp"] = "ddp",
+    parallel: Literal["ddp", "fsdp"] | None = None,
     probe: bool = False,
     price_per_hour: float | None = None,
     listener: Listener | None = None,

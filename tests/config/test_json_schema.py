@@ -57,7 +57,7 @@ def holds(value: Any, schema: Mapping[str, Any], word: str, wanted: Any) -> bool
             return all(fits(value[name], each) for name, each in wanted.items() if name in value)
         case "additionalProperties":
             others = [inner for name, inner in value.items() if name not in schema.get("properties", {})]
-            return not others if wanted is False else all(fits(inner, wanted) for inner in others)
+            return not others if wanted is False else wanted is True or all(fits(inner, wanted) for inner in others)
         case "required":
             return all(name in value for name in wanted)
         case "items":

@@ -253,8 +253,9 @@ deepspeed: deepspeed_configs/zero2.json
             "logging.project": "chats",
             "logging.run_name": "first",
             "logging.report_to": "wandb",
+            "training.deepspeed": "deepspeed_configs/zero2.json",
         },
-        lost=("datasets[0].split", "wandb_entity", "deepspeed"),
+        lost=("datasets[0].split", "wandb_entity"),
         idle=(
             "model_type",
             "datasets[0].type",

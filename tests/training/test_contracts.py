@@ -18,6 +18,7 @@ from conftest import tiny_model
 from tiny_runs import ROWS, TOKENIZER, job
 from truetune.listener import LogListener
 from truetune.training.arguments import sft_arguments
+from truetune.training.computing import Computing
 from truetune.training.room import CHECKPOINTING
 from truetune.training.trackers.guard import GuardedTracker
 from truetune.training.trl import Engine, build_engine
@@ -28,11 +29,19 @@ OVERRIDDEN = {
     "create_optimizer": ["model"],
     "log": ["logs", "start_time"],
     "training_step": [],
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+    "is_world_process_zero": [],
     "create_model_card": [],
     "_maybe_log_save_evaluate": ["tr_loss", "grad_norm"],
+    "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
     "_save_checkpoint": ["model", "trial"],
     "_run_epoch": [],
     "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_move_model_to_device": ["model", "device"],
+    "_clip_grad_norm": ["model"],
+    "_get_grad_norm": ["model", "grad_norm"],
+    "_load_best_model": [],
+    "save_model": ["output_dir", "_internal_call"],
 }
 
 
@@ -49,8 +58,14 @@ def test_an_epoch_is_run_where_a_stop_is_asked_for_behind_it() -> None:
     )
 
 
+def test_a_callback_can_ask_for_an_evaluation_before_the_first_step() -> None:
+    source = inspect.getsource(Trainer._inner_training_loop)
+    assert source.index("self.callback_handler.on_train_begin(args") < source.index("if args.eval_on_start:")
+
+
 def test_nothing_else_is_overridden() -> None:
-    ours = {name for name, value in vars(Engine).items() if callable(value) and hasattr(SFTTrainer, name)}
+    defined = {**vars(Computing), **vars(Engine)}
+    ours = {name for name, value in defined.items() if callable(value) and hasattr(SFTTrainer, name)}
     assert ours - {"__init__"} == set(OVERRIDDEN)
 
 

@@ -89,7 +89,7 @@ def test_scores_from_all_logits_are_those_of_supervised_positions(
         return Trained(tmp_path / folder, rows, **settings).lines
 
     fused = lines("fused")
-    monkeypatch.setattr("truetune.training.trl.provable_head", lambda _: None)
+    monkeypatch.setattr("truetune.training.computing.provable_head", lambda _: None)
     assert len(fused) == 15
     for line, other in zip(fused, lines("logits"), strict=True):
         for name in ("loss", "mean_token_accuracy", "eval_loss", "eval_mean_token_accuracy", "grad_norm"):

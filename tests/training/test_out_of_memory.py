@@ -3,7 +3,6 @@
 import gc
 import os
 import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from conftest import tiny_model
@@ -25,6 +23,7 @@ from truetune.runs.checkpoints import problems
 from truetune.training.monitor import MetricsCallback
 from truetune.training.room import Room, is_out_of_memory, persist
 from truetune.training.trl import build_engine, train
+from warm import python
 
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 TWO_BY_TWO: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **SGD}
@@ -253,25 +252,6 @@ def test_weights_that_diverged_are_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_one_of_several_processes_never_starts_over_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others wait for its gradient."""
-    model = adapted()
-
-    def fails(call: int, _: int) -> bool:
-        if call == 4:
-            monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
-        return call >= 4
-
-    scarcity = Scarcity(model, fails)
-    # The engine counts the processes when it is built, here before there are two.
-    monkeypatch.setattr("truetune.training.trl.Room", lambda tokens, **_: Room(tokens, can_be_cut=False))
-    error, heard = given_up(tmp_path, model, **LASTING)
-    assert scarcity.failures == 1
-    assert heard.warnings == []
-    assert "out of memory in step 2" in str(error)
-    assert not list(tmp_path.glob("checkpoint-*"))
-
-
 # --- what is no lack of memory, and what is ---------------------------------------------------------------
 
 
@@ -354,13 +334,17 @@ def test_a_model_that_cannot_compute_activations_twice_is_not_asked_to() -> None
 
 
 CHILD = '''
-import gc, resource, sys
+import ctypes, gc, resource, sys
 from pathlib import Path
 
 import torch
 from conftest import tiny_model
 from tiny_runs import Trained, row
 
+# Each large tensor by itself, and no arena for each thread: what is asked for is what the process grows by.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536) and ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+torch.set_num_threads(1)
 ROW = row("q", "a" * 340)
 
 def trained(folder, rows_at_a_time, steps=2, intermediate_size=16384):
@@ -399,10 +383,8 @@ assert all(abs(a - b) < 1e-5 for a, b in zip(disturbed.logged("loss"), undisturb
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
 def test_a_cpu_that_really_runs_out_of_memory_trains_on(tmp_path: Path) -> None:
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    # Each large tensor by itself, and no arena for each thread: what is asked for is what the process grows by.
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = python("-c", CHILD, tmp_path)
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     first, *others = ran.stdout.splitlines()

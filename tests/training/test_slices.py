@@ -42,7 +42,7 @@ def sizes(batch: dict[str, torch.Tensor], tokens: int | None) -> list[int]:
 
 def cut(tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the engines built from here on compute so many tokens at a time."""
-    monkeypatch.setattr("truetune.training.trl.TOKENS", {"cpu": tokens})
+    monkeypatch.setattr("truetune.training.computing.TOKENS", {"cpu": tokens})
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_slice_in_which_nothing_is_learned_adds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_logits: bool
 ) -> None:
     if is_logits:
-        monkeypatch.setattr("truetune.training.trl.provable_head", lambda _: None)
+        monkeypatch.setattr("truetune.training.computing.provable_head", lambda _: None)
     silent = [Tokenized(each.input_ids, [IGNORED] * len(each.input_ids)) for each in ROWS[:2]]
     rows = [silent[0], ROWS[2], silent[1]]
 

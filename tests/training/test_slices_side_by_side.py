@@ -14,7 +14,7 @@ from conftest import tiny_model
 from tiny_runs import LORA, ROWS, Trained, row
 from truetune.model.adapter import add_adapter
 from truetune.model.side_by_side import obstacle, side_by_side
-from truetune.training import trl
+from truetune.training import computing, trl
 from truetune.training.room import Room
 
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
@@ -135,8 +135,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counts.append(len(pieces))
         return side_by_side(compute, pieces, workers=workers)
 
-    monkeypatch.setattr(trl, "TOKENS", {"cpu": 60})
-    monkeypatch.setattr(trl, "side_by_side", spied)
+    monkeypatch.setattr(computing, "TOKENS", {"cpu": 60})
+    monkeypatch.setattr(computing, "side_by_side", spied)
     return counts
 
 
@@ -153,7 +153,7 @@ def test_side_by_side_a_training_ends_at_the_weights_of_one_slice_after_the_othe
     times = len(asked)
     assert times > 4  # The steps, and evaluations.
     assert min(asked) > 2
-    monkeypatch.setattr(trl, "obstacle", lambda _: "none of it")
+    monkeypatch.setattr(computing, "obstacle", lambda _: "none of it")
     alone = trained(tmp_path / "alone", **options, **SGD)
     assert len(asked) == times
     for name in ("loss", "grad_norm", "mean_token_accuracy", "supervised_tokens", "num_tokens"):

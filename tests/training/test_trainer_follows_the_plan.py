@@ -13,6 +13,7 @@ from tiny_runs import C1, ROWS, Trained, row
 from truetune.data.examples import IGNORED
 from truetune.data.packing import pack
 from truetune.training.schedule import Lengths, schedule
+from truetune.training.world import deal
 
 
 def follow(folder: Path, rows: Any, lengths: Lengths) -> Trained:
@@ -162,16 +163,18 @@ def _summed_loss(model: Any, sequence: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("processes", "micro_batches", "steps"), [(1, 50, 17), (4, 13, 5)])
-def test_g28_accelerate_deals_out_the_micro_batches_that_the_plan_counts(
+def test_g28_processes_share_the_micro_batches_that_the_plan_counts(
     processes: int, micro_batches: int, steps: int
 ) -> None:
-    from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    sampler = BatchSampler(SequentialSampler(range(100)), batch_size=2, drop_last=False)
-    shares = [BatchSamplerShard(sampler, num_processes=processes, process_index=rank) for rank in range(processes)]
-    assert {len(share) for share in shares} == {micro_batches}
-    assert {index for share in shares for batch in share for index in batch} == set(range(100))
+    batches = list(BatchSampler(SequentialSampler(range(100)), batch_size=2, drop_last=False))
+    a_step = 3 * processes
+    groups = [batches[first : first + a_step] for first in range(0, len(batches), a_step)]
+    hands = [deal([len(batch) for batch in group], processes) for group in groups]
+    largest = [max(map(len, hand)) for hand in hands]
+    assert sum(largest) == micro_batches
     plan = schedule(100, Lengths(2, 3, num_train_epochs=1, max_steps=-1, warmup_steps=0, num_processes=processes))
-    assert plan.total_steps == math.ceil(micro_batches / 3) == steps
+    assert plan.total_steps == len(groups) == math.ceil(micro_batches / 3) == steps
+    assert plan.micro_batches == micro_batches
     assert plan.effective_batch_size == 2 * 3 * processes

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from truetune.config.schema import Config, lora_kinds
+from truetune.config.schema import Config, SourceConfig, is_named, lora_kinds, value_of
+from truetune.config.sharding import sharding_obstacles, zero_obstacles
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,15 @@ class Contradiction:
 def contradictions(config: Config) -> Iterator[Contradiction]:
     """Everything in a config that cannot hold together."""
     yield from _model_and_data(config)
+    yield from _stream(config)
     yield from _adapter(config)
     yield from _target_parameters(config)
+    yield from _strategy(config)
     yield from _evaluation(config)
     yield from _answers(config)
 
 
+_STREAM = "data.streaming"
 _4BIT, _8BIT, _METHOD = "model.load_in_4bit", "model.load_in_8bit", "adapter.method"
 _EVALUATED, _SAVED = "evaluation.eval_strategy", "checkpoints.save_strategy"
 _BEST, _PATIENCE = "evaluation.load_best_model_at_end", "evaluation.early_stopping_patience"
@@ -38,6 +42,37 @@ def _model_and_data(config: Config) -> Iterator[Contradiction]:
     if data.validation_path and data.test_size:
         names = "data.validation_path", "data.test_size"
         yield Contradiction(f"{' and '.join(names)} are both set: rows are validated from one place", names)
+
+
+def _stream(config: Config) -> Iterator[Contradiction]:
+    """What cannot be had of rows that are never all there at once."""
+    data = config.data
+    if not data.streaming:
+        return
+    if config.training.max_steps == -1:
+        text = f"{_STREAM} needs training.max_steps: how many steps a pass has is not known before its last row"
+        yield Contradiction(text, (_STREAM, "training.max_steps"))
+    if data.test_size:
+        text = f"{_STREAM} splits no rows off: name validation rows in data.validation_path, not data.test_size"
+        yield Contradiction(text, (_STREAM, "data.test_size"))
+    for name in ("data.group_by", "data.strict"):
+        if value_of(config, name):
+            yield Contradiction(f"{name} looks at all rows, which {_STREAM} never has at once", (_STREAM, name))
+    if any(place.weight != 1 for place in data.path or () if isinstance(place, SourceConfig)):
+        text = f"{_STREAM} takes places one after the other: leave weight out of data.path"
+        yield Contradiction(text, (_STREAM, "data.path"))
+    yield from _streamed_run(config)
+
+
+def _streamed_run(config: Config) -> Iterator[Contradiction]:
+    """A stream has no rows of its own to validate on, and tells no epochs."""
+    if config.evaluation.generate and not config.data.validation_path:
+        text = f"{_GENERATE} needs validation rows, which {_STREAM} has in data.validation_path only"
+        yield Contradiction(text, (_STREAM, _GENERATE))
+    for name in (_EVALUATED, _SAVED):
+        if value_of(config, name) == "epoch" and is_named(config, name):
+            text = f"{name} is epoch, and where one of {_STREAM} ends is not known before: set it to steps"
+            yield Contradiction(text, (_STREAM, name))
 
 
 def _adapter(config: Config) -> Iterator[Contradiction]:
@@ -72,6 +107,29 @@ def _target_parameters(config: Config) -> Iterator[Contradiction]:
         yield Contradiction(f"{name} take no adapter.lora_dropout: set it to 0", names)
     if config.adapter.target_parameters and config.adapter.use_dora:
         yield Contradiction(f"{name} take no adapter.use_dora: leave one of them out", (name, "adapter.use_dora"))
+
+
+def _strategy(config: Config) -> Iterator[Contradiction]:
+    strategy, offload = "training.strategy", "training.fsdp_cpu_offload"
+    if config.training.strategy == "fsdp":
+        for obstacle in sharding_obstacles(config):
+            text = f"{strategy}: fsdp does not go with {obstacle.name}: {obstacle.reason}"
+            yield Contradiction(text, (strategy, obstacle.name))
+    elif config.training.fsdp_cpu_offload and config.training.strategy != "auto":
+        text = f"{offload} needs {strategy}: fsdp, and {strategy} is {config.training.strategy}"
+        yield Contradiction(text, (offload, strategy))
+    yield from _deepspeed(config)
+
+
+def _deepspeed(config: Config) -> Iterator[Contradiction]:
+    strategy, settings = "training.strategy", "training.deepspeed"
+    if config.training.deepspeed is not None and config.training.strategy in ("ddp", "fsdp"):
+        text = f"{settings} is set, and {strategy} is {config.training.strategy}: leave one of them out"
+        yield Contradiction(text, (strategy, settings))
+    elif config.training.deepspeed is not None or config.training.strategy == "deepspeed":
+        for obstacle in zero_obstacles(config):
+            text = f"{strategy}: deepspeed does not go with {obstacle.name}: {obstacle.reason}"
+            yield Contradiction(text, (strategy, settings, obstacle.name))
 
 
 def _evaluation(config: Config) -> Iterator[Contradiction]:

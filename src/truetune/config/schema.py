@@ -249,6 +249,12 @@ class DataConfig(_Section):
         "reject", description="content that spells a control token: leave its row out, or read it as text"
     )
     num_proc: Auto | Count = Field("auto", description="processes that prepare rows; auto: all cores, where it pays")
+    streaming: bool = Field(
+        False, description="prepare rows a block at a time while it trains: for more than disk or memory holds"
+    )
+    shuffle_buffer_size: Count = Field(
+        10_000, description="of a stream: rows of a block, prepared, packed and shuffled together"
+    )
     packing: Auto | bool = Field("auto", description="fill sequences up to max_length; auto: where 100 steps remain")
     validation_path: Text | None = Field(None, description="a file of validation rows; none are split off then")
     test_size: Annotated[Annotated[int, Field(ge=0)] | Share | None, BeforeValidator(_count_of_none)] = Field(
@@ -298,7 +304,16 @@ class TrainingConfig(_Section):
         Literal["auto", "fp32", "bf16", "fp16"], _spelled("auto", *_DTYPES, spellings=_PRECISIONS)
     ] = Field("auto", description="how it computes; auto: bf16 where the hardware does it natively")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of adapter, order, dropout and validation split")
-    num_processes: Count | None = Field(None, description="processes that torchrun started; null: whatever is there")
+    num_processes: Count | None = Field(
+        None, description="processes that train together; null: one, or those started"
+    )
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
+        "auto", description="ddp: each process holds the model; fsdp: a share of it; auto: ddp where that fits"
+    )
+    fsdp_cpu_offload: bool = Field(False, description="of fsdp: keep the shares in the CPU's memory")
+    deepspeed: Text | dict[str, Any] | None = Field(
+        None, description="DeepSpeed: zero2, zero3, a .json file or what stands in one; null: none, or what fits"
+    )
 
 
 class EvaluationConfig(_Section):

@@ -214,7 +214,7 @@ RULES: dict[str, Rule] = rules(
         "merge_lora": harmless("merging is a command of its own"),
         "merge_method": harmless("merging is a command of its own"),
         "shuffle_before_merging_datasets": harmless("rows are always shuffled, by training.seed"),
-        "streaming": left("rows are prepared once and memory-mapped, however many there are"),
+        "streaming": left("rows are prepared once and memory-mapped; data.streaming is for more than a disk holds"),
         "chat_template_kwargs": left("the template gets no arguments of its own: see data.thinking"),
         "eot_tokens": left("where an answer ends is found from the template: check with truetune inspect"),
         "dataset_num_proc": to("data.num_proc"),
@@ -376,7 +376,7 @@ RULES: dict[str, Rule] = rules(
     each(left("the warm-up is a line"), "lr_quadratic_warmup"),
     each(left("CAME and other optimizers of three betas are not supported"), "adam_beta3", "adam_epsilon2"),
     each(
-        left("several machines and shards are torchrun's (training.num_processes); this is not set up"),
+        left("set training.num_processes; training.strategy: auto shares out a model that is too large for one"),
         "fsdp_version",
         "fsdp_final_state_dict_type",
         "dp_shard_size",

@@ -404,7 +404,7 @@ _DATASET_REST: dict[str, Rule] = {
         "download_mode",
         "verification_mode",
     ),
-    "streaming": left("rows are prepared once and memory-mapped, however many there are"),
+    "streaming": left("rows are prepared once and memory-mapped; data.streaming is for more than a disk holds"),
     "trust_remote_code": left("loading scripts are not run"),
     "field": to("data.field"),
     "data_dir": left("name the files in data.data_files"),

@@ -23,7 +23,7 @@ from truetune.migrate.outcomes import (
 TRACKERS: tuple[str, ...] = get_args(Tracker)
 _ATTENTION = "attention is chosen on the machine, and checked on the model"
 _LOADING = "batches are made from prepared tokens, without loader processes"
-_ENGINES = "several processes are torchrun's (training.num_processes); this is not set up"
+_ENGINES = "start several processes (training.num_processes); training.strategy: auto shares a model out that must be"
 _HUB = "nothing is sent to a hub while it trains"
 _CACHE = "prepared rows are kept in a cache of truetune's own"
 _FASTER = "what makes a step faster is chosen by truetune, and proved on the model"
@@ -145,6 +145,15 @@ def early_stopping(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
     yield Set("evaluation.early_stopping_patience", value)
 
 
+def deepspeed(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
+    """A path, or what stands in the file; off where it is false."""
+    if value in (False, "None", "none"):
+        yield Leave(OFF, matters=False)
+        return
+    yield Note("deepspeed: what its config says of batches, rates and precision must be as here, or auto")
+    yield Set("training.deepspeed", value)
+
+
 def _best_metric(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
     yield Leave("the validation loss decides", matters=str(value) not in ("eval_loss", "loss"))
 
@@ -172,7 +181,7 @@ RULES: dict[str, Rule] = rules(
         "activation_checkpointing": checkpointing,
         "group_by_length": harmless("rows of a batch are joined, not padded: nothing is won by equal lengths"),
         "train_sampling_strategy": only("random", otherwise="rows are shuffled, by training.seed"),
-        "deepspeed": left(f"DeepSpeed: {_ENGINES}"),
+        "deepspeed": deepspeed,
         "fsdp": left(f"FSDP: {_ENGINES}"),
         "fsdp_config": left(f"FSDP: {_ENGINES}"),
         "fsdp_transformer_layer_cls_to_wrap": left(f"FSDP: {_ENGINES}"),

@@ -175,7 +175,7 @@ _RULES: dict[str, Rule] = rules(
         "use_unsloth_gc": _when_on("training.gradient_checkpointing", True),
         "flash_attn": hugging_face.ATTENTION,
         "max_samples": left("all rows are taken: shorten the file, or set training.max_steps"),
-        "streaming": left("rows are prepared once and memory-mapped, however many there are"),
+        "streaming": left("rows are prepared once and memory-mapped; data.streaming is for more than a disk holds"),
         "buffer_size": harmless("rows are shuffled whole"),
         "mix_strategy": only("concat", otherwise="weigh the places instead: data.path: [{path: …, weight: 2}]"),
         "interleave_probs": left("weigh the places instead: data.path: [{path: …, weight: 2}]"),

@@ -132,8 +132,8 @@ RULES: dict[str, Rule] = rules(
         "dataset_test_split": left(
             "rows are held out by data.test_size, or stand in the file of data.validation_path"
         ),
-        "dataset_streaming": left("rows are prepared once and memory-mapped, however many there are"),
-        "streaming": left("rows are prepared once and memory-mapped, however many there are"),
+        "dataset_streaming": left("prepared rows are memory-mapped; data.streaming is for more than a disk holds"),
+        "streaming": left("prepared rows are memory-mapped; data.streaming is for more than a disk holds"),
         "test_split_size": to("data.test_size"),
         "chat_template_path": _template_path,
         "model_init_kwargs": _model_init,

@@ -19,7 +19,7 @@ class CompiledLayers:
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        layers = [] if model is None else _repeated(model)
+        layers = [] if model is None else repeated_layers(model)
         self._forwards = {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}
 
     @contextmanager
@@ -69,13 +69,13 @@ class CompiledLayers:
         return calls
 
 
-def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+def repeated_layers(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks of the outermost lists of blocks of one kind, but for those that have a forward put on them."""
     for child in module.children():
         if isinstance(child, nn.ModuleList) and len(child) > 1 and len(set(map(type, child))) == 1:
             yield from (block for block in child.children() if "forward" not in vars(block))
         else:
-            yield from _repeated(child)
+            yield from repeated_layers(child)
 
 
 def _tried(

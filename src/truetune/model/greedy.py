@@ -54,7 +54,10 @@ def drafts(
     )
     with torch.no_grad(), _without_settings(bare, GenerationConfig()):
         made = bare.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+            synced_gpus=False,  # Of a sharded model one process generates (training/sharded.py), and others follow.
         )
     return [_until_stop(row[width:].tolist(), stop_token_ids) for row in made]
 

@@ -147,7 +147,7 @@ def use_one_gpu() -> str | None:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
-    return f"{count} GPUs are visible and one is used: training on several is not supported yet"
+    return f"{count} GPUs are visible and one is used; truetune train --num-processes {count} uses all"
 
 
 def describe() -> dict[str, str | int]:

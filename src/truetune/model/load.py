@@ -16,7 +16,7 @@ Quantization = Literal["none", "4bit", "8bit"]
 class ModelOptions:
     """How weights are stored: `dtype` is torch's name, "float32" or "bfloat16" for instance.
 
-    A base that `is_stored_quantized` is loaded as it is.
+    A base that `is_stored_quantized` is loaded as it is. One that `is_sharded` will be shared out over processes.
     """
 
     dtype: str
@@ -24,6 +24,7 @@ class ModelOptions:
     quantization: Quantization = "none"
     trust_remote_code: bool = False
     is_stored_quantized: bool = False
+    is_sharded: bool = False
 
 
 def load_model(source: ModelSource, options: ModelOptions) -> Any:
@@ -180,5 +181,7 @@ def _quantization(options: ModelOptions, dtype: Any) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            # FSDP shares out weights of one dtype: packed numbers then lie in the one that the others have.
+            **({"bnb_4bit_quant_storage": dtype} if options.is_sharded else {}),
         )
     }

@@ -7,12 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from truetune.config.schema import Config, lora_kinds
+from truetune.config.schema import Config, lora_kinds, value_of, with_values
 from truetune.errors import BackendError
 from truetune.listener import Listener
 from truetune.model.hardware import Device
 from truetune.model.source import metadata_has
 from truetune.training.session import Session, TrlSession
+from truetune.training.world import World
 
 Backend = Literal["trl", "unsloth"]
 _PROGRAM = "from truetune.training.unsloth import serve; serve()"
@@ -62,6 +63,8 @@ def _against(config: Config, situation: Situation) -> Iterator[str]:
         yield "adapter.target_modules must be all-linear or a list for it, not a regular expression"
     if config.training.activation_offloading:
         yield "training.activation_offloading is TRL's"
+    if config.data.streaming:
+        yield "data.streaming is TRL's"
     if config.evaluation.generate:
         yield "evaluation.generate is TRL's: a model of Unsloth's that generates is another one afterwards"
     if config.training.torch_compile is True:
@@ -99,7 +102,8 @@ def _has_own_model(model_type: str) -> bool:
 
 
 def settle(config: Config, *, backend: Backend, device: Device, listener: Listener) -> Config:
-    """The config without what Unsloth replaces on a CPU, each replacement told."""
+    """The config without what Unsloth replaces on a CPU, or a stream cannot have; each replacement told."""
+    config = _streamed(config, listener)
     if backend != "unsloth" or device != "cpu":
         return config
     training, data = config.training, config.data
@@ -113,6 +117,17 @@ def settle(config: Config, *, backend: Backend, device: Device, listener: Listen
     return config.model_copy(update={"training": training, "data": data})
 
 
+def _streamed(config: Config, listener: Listener) -> Config:
+    """The config of a stream that tells no epochs: what would come at their ends comes every so many steps."""
+    if not config.data.streaming:
+        return config
+    names = ("evaluation.eval_strategy", "checkpoints.save_strategy")
+    late = [name for name in names if value_of(config, name) == "epoch"]
+    for name in late:
+        listener.say(f"{name}: steps (a stream does not tell where an epoch ends)")
+    return with_values(config, dict.fromkeys(late, "steps"))
+
+
 def open_session(
     backend: Backend,
     *,
@@ -121,13 +136,14 @@ def open_session(
     listener: Listener,
     write_metrics: Callable[[dict[str, Any]], None],
     log: Path | None = None,
+    world: World | None = None,
 ) -> Session:
     """The engine's session: TRL's in this process, Unsloth's in one of its own, whose output goes to the log.
 
     Without one it goes to unsloth.log, which begins anew each time.
     """
     if backend == "trl":
-        return TrlSession(listener, write_metrics)
+        return TrlSession(listener, write_metrics, world=world or World())
     from truetune.training.remote import RemoteSession
 
     environment = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}

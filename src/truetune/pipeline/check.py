@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from truetune.config.schema import NO_MODEL, Config
 from truetune.data.rules import Report, Tally
 from truetune.data.sources import SourceFile
+from truetune.data.store import StoredRows
 from truetune.errors import BackendError, ConfigError
 from truetune.lint.selection import Selection
 from truetune.listener import Listener, LogListener
@@ -154,17 +155,17 @@ def prepare_for(
         formatting=formatting,
         listener=listener,
     )
-    _require_embeddings(machine, prepared)
+    require_embeddings(machine, prepared.train)
     tell_prepared(prepared, listener)
     return prepared
 
 
-def _require_embeddings(machine: "Machine", prepared: PreparedDataset) -> None:
+def require_embeddings(machine: "Machine", rows: StoredRows) -> None:
     """BackendError if a row has a token for which the model has no embedding."""
     size = machine.shape.vocabulary
     if max(machine.tokenizer.get_vocab().values(), default=-1) < size:
         return
-    largest = max((int(part.input_ids.max(initial=-1)) for part in prepared.train.token_arrays()), default=-1)
+    largest = max((int(part.input_ids.max(initial=-1)) for part in rows.token_arrays()), default=-1)
     if largest >= size:
         raise BackendError(
             f"{machine.source.name} has embeddings for token ids up to {size - 1}, and its tokenizer made rows "
@@ -176,6 +177,11 @@ def _require_embeddings(machine: "Machine", prepared: PreparedDataset) -> None:
 
 def tell_prepared(prepared: PreparedDataset, listener: Listener) -> None:
     """What became of the rows, and what is trained on."""
+    if prepared.head is not None and prepared.head.share < 1:
+        listener.say(
+            f"rows are streamed: this is their first block, about {prepared.head.share:.2%} of all; the plan takes "
+            "the others to be like these"
+        )
     _tell_data(prepared.report, listener)
     _tell_split(prepared, listener)
 

@@ -14,7 +14,8 @@ from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
 from truetune.model.load import ModelOptions, load_model
 from truetune.model.source import DEMO, resolve_model
 from truetune.model.tokenizer import load_tokenizer
-from truetune.pipeline.train import Run, train_run
+from truetune.pipeline.run import Run
+from truetune.pipeline.train import train_run
 from truetune.runs.directory import next_directory
 from truetune.runs.log import RunLog
 

@@ -13,8 +13,9 @@ from truetune.errors import BackendError, ConfigError
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.backends import open_session
 from truetune.pipeline.check import prepare_for
+from truetune.pipeline.job import train_job
 from truetune.pipeline.machine import Machine, ask_machine, model_request
-from truetune.pipeline.plan import plan_run, plan_without_packs, train_job
+from truetune.pipeline.plan import plan_run, plan_without_packs
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting, require_rows
 from truetune.planning.hyperparameters import learning_rate, learning_rate_warning
@@ -106,7 +107,10 @@ def find_learning_rate(
     config = _for_a_test(config, listener)
     machine = ask_machine(config, listener, has_callbacks=True)
     if machine.num_processes > 1:
-        raise BackendError(f"{machine.num_processes} processes are running", hint="a range test takes one")
+        raise BackendError(
+            f"a range test takes one process, and this run has {machine.num_processes}",
+            hint="try training.num_processes=1, with an accumulation that gives as many rows a step",
+        )
     prepared = prepare_for(machine, config, source=rows, formatting=formatting, listener=listener)
     return _RangeTraining(config, machine, prepared, listener).run(steps)
 
@@ -247,6 +251,7 @@ def range_job(job: TrainJob, *, steps: int) -> TrainJob:
         early_stopping_patience=None,
         save_strategy="no",
         torch_compile=False,
+        strategy="ddp",
         logging_steps=1,
     )
 

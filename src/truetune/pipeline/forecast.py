@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from truetune.config.schema import Config
+from truetune.config.schema import Config, with_values
 from truetune.errors import ConfigError
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.backends import settle
@@ -12,7 +12,7 @@ from truetune.pipeline.check import prepare_for
 from truetune.pipeline.duration import reckoned_duration
 from truetune.pipeline.fitting import Change, fitting_changes
 from truetune.pipeline.machine import Machine, Place, ask_machine
-from truetune.pipeline.outline import Outline, outline_run
+from truetune.pipeline.outline import Outline, named_place, outline_run
 from truetune.pipeline.plan import RunPlan, plan_run, tokens_of_rows
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.stages import Formatting, Rows, require_rows
@@ -98,7 +98,7 @@ def forecast(
     rows: Rows | None = None,
     formatting: Formatting | None = None,
     device: str | None = None,
-    parallel: Parallel = "ddp",
+    parallel: Parallel | None = None,
     probe: bool = False,
     price_per_hour: float | None = None,
     listener: Listener | None = None,
@@ -106,12 +106,15 @@ def forecast(
     """The forecast of the run that `train` would start; where no rows are named, what is known without them.
 
     Prepares the rows; loads no weights, but for a `probe`. It is for this machine, or for the `device`: a GPU of
-    planning/devices.toml, several as `h100:8`, in `parallel`. `price_per_hour` is that of all of them together.
+    planning/devices.toml, several as `h100:8`, which are used in `parallel`, else by training.strategy.
+    `price_per_hour` is that of all of them together.
     """
     listener = listener or LogListener()
     has_rows = rows is not None or config.data.path is not None
     _require_answerable(has_rows=has_rows, device=device, probe=probe, price_per_hour=price_per_hour)
     gpu, place = _place(config, device, parallel)
+    if parallel:
+        config = with_values(config, {"training.strategy": parallel})
     if not has_rows:
         return outline_run(config, place=place, listener=listener)
     require_rows(config.data, rows)
@@ -123,7 +126,7 @@ def forecast(
     duration = measured(probed, plan.amount) if probed else reckoned_duration(plan, machine, prepared, gpu=gpu)
     return Forecast(
         plan=plan,
-        device=place.name if place else machine.device,
+        device=named_place(plan.config, place) if place else machine.device,
         free_memory=machine.free_memory,
         processes=machine.num_processes,
         counts=dict(prepared.report.stats),
@@ -144,7 +147,7 @@ def _require_answerable(*, has_rows: bool, device: str | None, probe: bool, pric
         raise ConfigError(f"--price-per-hour must not be negative (got {price_per_hour:g})")
 
 
-def _place(config: Config, device: str | None, parallel: Parallel) -> tuple[Device | None, Place | None]:
+def _place(config: Config, device: str | None, parallel: Parallel | None) -> tuple[Device | None, Place | None]:
     gpu, count = (None, 1) if device is None else find_device(device)
     if parallel == "fsdp" and count == 1:
         raise ConfigError("--parallel fsdp needs several devices", hint="such as --device h100:8")
@@ -155,9 +158,9 @@ def _place(config: Config, device: str | None, parallel: Parallel) -> tuple[Devi
             f"training.num_processes is {config.training.num_processes}, and --device names {count}",
             hint=f"leave it out, or name as many: --device '{gpu.name}:{config.training.num_processes}'",
         )
-    name = gpu.name if count == 1 else f"{count} x {gpu.name} ({parallel.upper()})"
+    name = gpu.name if count == 1 else f"{count} x {gpu.name}"
     memory = round(gpu.visible_bytes * _LEFT_TO_PROGRAMS)
-    return gpu, Place(name, memory, gpu.has_native_bf16, count, is_sharded=parallel == "fsdp" and count > 1)
+    return gpu, Place(name, memory, gpu.has_native_bf16, count)
 
 
 def _probe(plan: RunPlan, machine: Machine, prepared: PreparedDataset, listener: Listener) -> Probed:

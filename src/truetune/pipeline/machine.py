@@ -1,12 +1,12 @@
 """What a config meets on this machine: device, precision, model, tokenizer; whatever it refuses, it refuses here."""
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 from truetune.config.schema import Config
 from truetune.environment import set_computing, spinning_threads
 from truetune.errors import BackendError, ConfigError, first_line
+from truetune.launched import is_launched, processes_here, running_processes
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
 from truetune.model.hardware import (
@@ -35,6 +35,7 @@ from truetune.model.source import ModelSource, fingerprint, metadata_has, resolv
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
 from truetune.pipeline.deployment import require_servable
+from truetune.pipeline.zero import require_zero
 from truetune.training.session import LoadedModel, ModelRequest
 
 _LIBRARIES = ("truetune", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -44,16 +45,12 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A machine that is not this one, which a run is planned for: so many GPUs of a kind, with `memory` bytes each.
-
-    With `is_sharded` weights, gradients and states are split over them (FSDP); else each holds all of them (DDP).
-    """
+    """Another machine, which a run is planned for: so many GPUs of a kind, with `memory` bytes each."""
 
     name: str
     memory: int
     has_native_bf16: bool
     num_processes: int = 1
-    is_sharded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,6 @@ class Machine:
     stored_bytes: int
     free_memory: int | None
     num_processes: int
-    is_sharded: bool
     fingerprint: str | None
     backend: Backend
     backend_reason: str
@@ -167,7 +163,7 @@ def machine_of(
     """The machine for a model that is known. ConfigError or BackendError for what the two do not allow together."""
     facts, shape = model.facts, model.shape
     require_servable(config, facts, shape)
-    num_processes = _num_processes(config) if place is None else place.num_processes
+    num_processes = processes_of(config) if place is None else place.num_processes
     backend, reason = _backend(config, Situation(device, facts.model_type, num_processes, has_callbacks), place)
     return Machine(
         device=device,
@@ -178,9 +174,8 @@ def machine_of(
         facts=facts,
         shape=shape,
         stored_bytes=weight_bytes(model.source) or shape.parameters * _BYTES.get(facts.dtype, 4),
-        free_memory=free_memory(device) if place is None else place.memory,
+        free_memory=_free_memory(device, num_processes) if place is None else place.memory,
         num_processes=num_processes,
-        is_sharded=place is not None and place.is_sharded,
         fingerprint=fingerprint,
         backend=backend,
         backend_reason=reason,
@@ -215,6 +210,7 @@ def require_packages(config: Config) -> None:
     require_trackers(config.logging.report_to, logging_dir=config.logging.logging_dir)
     require_quantization(_asked_quantization(config))
     require_optimizer(config.training.optim)
+    require_zero(config)
 
 
 def _device(config: Config, listener: Listener) -> tuple[Device, Precision]:
@@ -255,6 +251,13 @@ def require_possible(config: Config, device: Device, precision: Precision) -> No
         raise BackendError(
             "model.dtype: float16 weights cannot be trained in fp16", hint="leave model.dtype on auto (float32)"
         )
+
+
+def _free_memory(device: Device, num_processes: int) -> int | None:
+    """What is free on the device; of a CPU's memory, which its processes share, a process's part."""
+    there = processes_here() if is_launched() else num_processes
+    free = free_memory(device)
+    return free if free is None or device != "cpu" else free // there
 
 
 def _asked_quantization(config: Config) -> Quantization:
@@ -315,22 +318,36 @@ def stored_dtype(config: Config, precision: Precision) -> str:
 
 def _model_options(config: Config, machine: Machine) -> ModelOptions:
     dtype = stored_dtype(config, machine.precision)
-    options = ModelOptions(dtype, machine.device, machine.quantization, config.model.trust_remote_code)
+    device: Device = "cpu" if _is_shared_out_from_cpu(config, machine, _BYTES[dtype]) else machine.device
+    options = ModelOptions(dtype, device, machine.quantization, config.model.trust_remote_code)
+    options = replace(options, is_sharded=config.training.strategy == "fsdp")
     return replace(options, is_stored_quantized=machine.facts.quantization != "none")
 
 
-def _num_processes(config: Config) -> int:
-    """The processes a launcher started. ConfigError if the config counts on others."""
-    said = os.environ.get("WORLD_SIZE", "1")
-    if not said.isdecimal() or not (there := int(said)):
-        raise ConfigError(
-            f"WORLD_SIZE is {said!r}, where a launcher puts the number of processes",
-            hint="unset it, or start with torchrun",
-        )
-    wanted = config.training.num_processes
-    if wanted is not None and wanted != there:
+def _is_shared_out_from_cpu(config: Config, machine: Machine, bytes_a_weight: int) -> bool:
+    """True of a model that no device holds as a whole: fsdp takes its shares out of the CPU's memory."""
+    is_plain = config.training.strategy == "fsdp" and machine.quantization == "none"
+    free = machine.free_memory
+    return is_plain and free is not None and machine.parameters * bytes_a_weight > free
+
+
+def processes_of(config: Config) -> int:
+    """The processes a launcher started; without one, those that the config asks for. ConfigError if both differ."""
+    there, wanted = running_processes(), config.training.num_processes
+    if wanted is None or not is_launched():
+        return wanted or there
+    if wanted != there:
         raise ConfigError(
             f"training.num_processes is {wanted}, and {there} is running",
             hint="leave it out, or start as many",
         )
     return there
+
+
+def require_started(machine: Machine) -> None:
+    """ConfigError if the config asks for processes that nobody has started."""
+    if machine.num_processes != (there := running_processes()):
+        raise ConfigError(
+            f"training.num_processes is {machine.num_processes}, and {there} is running",
+            hint="start them on the command line: truetune train starts as many; for Python there is torchrun",
+        )

@@ -10,7 +10,7 @@ from truetune.pipeline.fitting import Change, fitting_changes
 from truetune.pipeline.machine import Place, ask_machine
 from truetune.pipeline.plan import decided_without_rows
 from truetune.pipeline.read_machine import read_machine
-from truetune.pipeline.workload import Longest, memory_of
+from truetune.pipeline.workload import Longest, memory_of, memory_of_files
 from truetune.planning.disk import run_bytes
 from truetune.planning.hyperparameters import Choice
 from truetune.planning.memory import Memory
@@ -71,12 +71,17 @@ def outline_run(config: Config, *, place: Place | None, listener: Listener) -> O
     memory = memory_of(config, machine, longest)
     return Outline(
         config=config,
-        device=place.name if place else machine.device,
+        device=named_place(config, place) if place else machine.device,
         length=length,
         memory=memory,
         free_memory=machine.free_memory,
-        checkpoint_bytes=run_bytes(memory, checkpoints=1),
+        checkpoint_bytes=run_bytes(memory_of_files(config, machine, longest), checkpoints=1),
         choices=choices,
         changes=fitting_changes(config, machine, longest, [longest.row]),
         warnings=serving_warnings(config, machine.facts, machine.shape),
     )
+
+
+def named_place(config: Config, place: Place) -> str:
+    """The place as people are told of it; of several devices with how they hold the model together."""
+    return place.name if place.num_processes == 1 else f"{place.name} ({config.training.strategy.upper()})"

@@ -1,8 +1,7 @@
 """What a run will do, decided before any weight loads: sequences, steps, and every `auto` with its reason."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from truetune.config.schema import Config, is_named, value_of, with_values
@@ -16,7 +15,9 @@ from truetune.model.hardware import lacks_compiler
 from truetune.pipeline.deployment import serving_warnings
 from truetune.pipeline.machine import Machine
 from truetune.pipeline.prepare import PreparedDataset
-from truetune.pipeline.workload import Longest, memory_of, trained_weights
+from truetune.pipeline.strategy import strategy_choice
+from truetune.pipeline.workload import DEFAULT_ROWS, Longest, memory_of, memory_of_files, trained_weights
+from truetune.pipeline.zero import settled
 from truetune.planning import hyperparameters as rules
 from truetune.planning.compilation import LongRun, compilation
 from truetune.planning.disk import checkpoints_at_once, run_bytes
@@ -26,11 +27,7 @@ from truetune.planning.memory import Memory
 from truetune.planning.rhythm import times
 from truetune.planning.rules import Situation
 from truetune.planning.timing import Amount
-from truetune.training.job import TrainJob
 from truetune.training.schedule import ACCUMULATION, Lengths, Schedule, is_worth_packing, schedule
-
-_BATCH = 2
-"""The guide's rows at a time, by which an automatic batch keeps the effective one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class RunPlan:
 
     `advice` is what the rules say of settings left at their defaults, `warnings` what is out of the usual, or takes
     care where it is deployed. By estimate, `memory` is what the device holds at the peak, `disk_bytes` what
-    checkpoints and trained weights take at most. `amount` is what it computes.
+    checkpoints and trained weights take at most. `amount` is what it computes, `deepspeed` what DeepSpeed is told.
     """
 
     config: Config
@@ -52,6 +49,7 @@ class RunPlan:
     memory: Memory
     amount: Amount
     disk_bytes: int
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_packed(self) -> bool:
@@ -84,9 +82,11 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
         sequence=prepared.report.stats["max_length"] if is_packed else max(trained),
         validation=max(validated, default=0),
     )
-    config, by_memory = _decided(config, _batch(config, machine, longest, schedule(len(sequences), lengths)))
-    steps = schedule(len(sequences), _lengths(config, machine))
-    amount = _amount(config, steps, tokens=sum(trained), evaluated=sum(validated))
+    config, by_processes = _decided(config, strategy_choice(config, machine, longest))
+    count = prepared.of_all(len(sequences))
+    config, by_memory = _decided(config, _batch(config, machine, longest, schedule(count, lengths)))
+    steps = schedule(count, _lengths(config, machine))
+    amount = _amount(config, steps, tokens=prepared.of_all(sum(trained)), evaluated=sum(validated))
     amount = _with_answers(amount, config, prepared)
     situation = replace(
         situation,
@@ -96,8 +96,9 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
     )
     config, by_steps = _decided(config, _by_steps(config, machine, steps, situation, is_packed=is_packed))
     config, by_machine = _decided(config, _by_machine(config, machine, longest, amount))
-    choices = (*by_rows, *by_memory, *by_steps, *by_machine)
+    choices = (*by_rows, *by_processes, *by_memory, *by_steps, *by_machine)
     resolved = _resolved(config, machine)
+    zero = settled(resolved, machine, steps)
     memory = memory_of(resolved, machine, longest)
     served = serving_warnings(resolved, machine.facts, machine.shape)
     return RunPlan(
@@ -106,11 +107,12 @@ def plan_run(config: Config, *, machine: Machine, prepared: PreparedDataset, giv
         steps=steps,
         choices=choices,
         advice=tuple(_advice(given, resolved, situation, steps, {choice.name for choice in choices})),
-        warnings=(*doubts(_usual_settings(resolved, steps), situation), *served),
+        warnings=(*doubts(_usual_settings(resolved, steps), situation), *served, *(zero.notes if zero else ())),
+        deepspeed=zero.document if zero else {},
         longest=longest,
         memory=memory,
         amount=amount,
-        disk_bytes=_disk_bytes(resolved, amount, memory_of(resolved, replace(machine, is_sharded=False), longest)),
+        disk_bytes=_disk_bytes(resolved, amount, memory_of_files(resolved, machine, longest)),
     )
 
 
@@ -119,12 +121,13 @@ def decided_without_rows(config: Config, machine: Machine, longest: Longest) -> 
     few = Situation(config.adapter.method, machine.parameters, 0, 0, is_quantized=machine.quantization != "none")
     config, by_rows = _decided(config, _by_rows(config, few))
     lengths = _lengths(config, machine)
+    config, by_processes = _decided(config, strategy_choice(config, machine, longest))
     config, by_memory = _decided(config, _batch(config, machine, longest, schedule(1_000, lengths)))
     if config.training.gradient_accumulation_steps == "auto":
         config = with_values(config, {"training.gradient_accumulation_steps": ACCUMULATION})
     config, by_machine = _decided(config, _by_machine(config, machine, longest, Amount(0, 0, 0, 0, 0)))
     known = ("training.torch_compile", "training.num_train_epochs", "adapter.r")
-    choices = (*by_rows, *by_memory, *by_machine)
+    choices = (*by_rows, *by_processes, *by_memory, *by_machine)
     return _resolved(config, machine), tuple(choice for choice in choices if choice.name not in known)
 
 
@@ -148,7 +151,7 @@ def _batch(config: Config, machine: Machine, longest: Longest, steps: Schedule) 
     """The most rows at a time that fit, of those that divide the effective batch; and the accumulation with them."""
     if config.training.per_device_train_batch_size != "auto":
         return
-    rows = _BATCH * steps.gradient_accumulation_steps
+    rows = DEFAULT_ROWS * steps.gradient_accumulation_steps
     fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and _fits(config, machine, longest, size))
     size = next(fitting, 1)
     reason = f"the most that fit into what is free, of the divisors of the {rows} rows of a step on a device"
@@ -194,7 +197,9 @@ def _by_machine(config: Config, machine: Machine, longest: Longest, amount: Amou
         choice = gradient_checkpointing(kept, checkpointed, free=machine.free_memory)
         checkpoints = bool(choice.value)
         yield choice
-    if training.torch_compile == "auto":
+    if training.torch_compile == "auto" and training.strategy in ("fsdp", "deepspeed"):
+        yield Choice("training.torch_compile", False, "layers that are put together as they compute are not compiled")
+    elif training.torch_compile == "auto":
         yield compilation(_long_run(config, machine, amount, checkpoints=checkpoints))
 
 
@@ -232,8 +237,10 @@ def _situation(config: Config, machine: Machine, prepared: PreparedDataset) -> S
     return Situation(
         method=config.adapter.method,
         parameters=machine.parameters,
-        rows=rows,
-        learned_tokens=round(prepared.report.stats["supervised_tokens"] * rows / max(1, rows + held_out)),
+        rows=prepared.of_all(rows),
+        learned_tokens=prepared.of_all(
+            round(prepared.report.stats["supervised_tokens"] * rows / max(1, rows + held_out))
+        ),
         validation_rows=held_out,
         is_quantized=machine.quantization != "none",
         hidden=machine.shape.hidden,
@@ -245,7 +252,7 @@ def _lengths(config: Config, machine: Machine) -> Lengths:
     training = config.training
     size = training.per_device_train_batch_size
     return Lengths(
-        per_device_train_batch_size=_BATCH if size == "auto" else size,
+        per_device_train_batch_size=DEFAULT_ROWS if size == "auto" else size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         num_train_epochs=float(training.num_train_epochs),
         max_steps=training.max_steps,
@@ -316,13 +323,20 @@ def plan_without_packs(config: Config, machine: Machine, prepared: PreparedDatas
     return plan_run(with_values(config, {"data.packing": False}), machine=machine, prepared=prepared)
 
 
-def keep_decisions(config: Config, before: Config) -> Config:
-    """The config with what the run so far decided for each `auto`: more epochs must not repack the rows."""
+def keep_decisions(config: Config, before: Config, *, processes: int = 1, processes_before: int = 1) -> Config:
+    """The config with what the run so far decided for each `auto`: more epochs must not repack the rows.
+
+    In another number of processes the accumulation is the one that gives as many rows a step, if there is one.
+    """
     names = (*(f"training.{leaf}" for leaf, _ in before.training), "data.packing", "adapter.r")
-    left = [name for name in names if value_of(config, name) == "auto"]
+    anew = "training.strategy"  # It hangs on the number of processes, and changes nothing else.
+    left = [name for name in names if name != anew and value_of(config, name) == "auto"]
     decided = {name: value for name in left if (value := value_of(before, name)) != "auto"}
     if "training.torch_compile" in left:
         decided.setdefault("training.torch_compile", False)  # A run of an older truetune, which compiled nothing.
+    if (name := "training.gradient_accumulation_steps") in decided:
+        accumulated, rest = divmod(decided[name] * processes_before, processes)
+        decided[name] = decided[name] if rest else accumulated
     return with_values(config, decided)
 
 
@@ -332,7 +346,7 @@ def _sequences(config: Config, prepared: PreparedDataset, lengths: Lengths) -> S
     if packing is False:
         return prepared.train
     packs = pack(prepared.train, max_length=prepared.report.stats["max_length"])
-    return packs if packing is True or is_worth_packing(len(packs), lengths) else prepared.train
+    return packs if packing is True or is_worth_packing(prepared.of_all(len(packs)), lengths) else prepared.train
 
 
 def tokens_of_rows(rows: Sequence[Tokenized]) -> list[int]:
@@ -359,56 +373,7 @@ def _long_run(config: Config, machine: Machine, amount: Amount, *, checkpoints: 
 
 
 def _resolved(config: Config, machine: Machine) -> Config:
-    return with_values(config, {"training.backend": machine.backend, "training.precision": machine.precision})
-
-
-def train_job(
-    plan: RunPlan,
-    *,
-    machine: Machine,
-    checkpoints: Path,
-    is_padding_free: bool,
-    resume_from: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
-) -> TrainJob:
-    """The engine's job for a plan."""
-    config = plan.config
-    training, evaluation, saving = config.training, config.evaluation, config.checkpoints
-    return TrainJob(
-        output_dir=checkpoints,
-        num_train_epochs=float(training.num_train_epochs),
-        max_steps=training.max_steps,
-        per_device_train_batch_size=int(training.per_device_train_batch_size),
-        per_device_eval_batch_size=evaluation.per_device_eval_batch_size or int(training.per_device_train_batch_size),
-        gradient_accumulation_steps=plan.steps.gradient_accumulation_steps,
-        learning_rate=float(training.learning_rate),
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=plan.steps.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=training.optim,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        gradient_checkpointing=bool(training.gradient_checkpointing),
-        activation_offloading=training.activation_offloading,
-        torch_compile=bool(training.torch_compile),
-        precision=machine.precision,
-        device=machine.device,
-        seed=training.seed,
-        eval_strategy=evaluation.eval_strategy,
-        eval_steps=evaluation.eval_steps,
-        load_best_model_at_end=evaluation.load_best_model_at_end,
-        early_stopping_patience=evaluation.early_stopping_patience,
-        save_strategy=saving.save_strategy,
-        save_steps=saving.save_steps,
-        save_total_limit=saving.save_total_limit,
-        logging_steps=config.logging.logging_steps,
-        report_to=tuple(config.logging.report_to),
-        run_name=config.logging.run_name,
-        is_padding_free=is_padding_free,
-        loraplus_lr_ratio=config.adapter.loraplus_lr_ratio,
-        metric_for_best_model=evaluation.metric_for_best_model,
-        resume_from=resume_from,
-        identity=identity or {},
-    )
+    resolved: dict[str, str] = {"training.backend": machine.backend, "training.precision": machine.precision}
+    if config.training.strategy == "auto":
+        resolved["training.strategy"] = "ddp"  # Of one process, which has nobody to share with.
+    return with_values(config, resolved)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from truetune.data.examples import Packed, Tokenized
+from truetune.errors import BackendError
 from truetune.listener import Listener, StepEvent
 from truetune.pipeline.backends import open_session
+from truetune.pipeline.job import train_job
 from truetune.pipeline.machine import Machine, model_request
-from truetune.pipeline.plan import RunPlan, train_job
+from truetune.pipeline.plan import RunPlan
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.planning.timing import Probed, Timed, spread
 from truetune.training.job import TrainJob
@@ -52,6 +54,11 @@ def probe_run(plan: RunPlan, *, machine: Machine, prepared: PreparedDataset, lis
 
     Raises BackendError as training does, where memory runs out too.
     """
+    if machine.num_processes > 1:
+        raise BackendError(
+            f"a probe trains in one process, and this run has {machine.num_processes}",
+            hint="plan without --probe, or probe with training.num_processes=1",
+        )
     clock = _Clock(listener)
     with tempfile.TemporaryDirectory(prefix="truetune-") as folder:
         session = open_session(

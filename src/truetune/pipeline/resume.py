@@ -10,7 +10,8 @@ from truetune.errors import CheckpointError
 from truetune.listener import Listener
 from truetune.pipeline.machine import Machine, stored_dtype, versions
 from truetune.pipeline.plan import RunPlan
-from truetune.pipeline.prepare import POLICIES, PreparedDataset
+from truetune.pipeline.prepare import PreparedDataset
+from truetune.pipeline.prepared_key import POLICIES
 from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest
 from truetune.runs.directory import RunDirectory
 
@@ -26,6 +27,9 @@ _ROUNDING = {
     "training.gradient_checkpointing",
     "training.activation_offloading",
     "training.torch_compile",
+    "training.strategy",
+    "training.fsdp_cpu_offload",
+    "training.deepspeed",
     "device",
     "processes",
     "threads",

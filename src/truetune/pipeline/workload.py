@@ -1,13 +1,17 @@
 """What a config's training asks of memory on a machine: the one place where settings become planning's values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from truetune.config.schema import AdapterConfig, Config
+from truetune.config.schema import AdapterConfig, Config, with_values
 from truetune.model.hardware import Device
 from truetune.model.portions import TOKENS, WORKERS, words_at_a_time
 from truetune.pipeline.machine import Machine, stored_dtype
+from truetune.pipeline.zero import zero_stage
 from truetune.planning.memory import Memory, Workload, estimate, is_side_by_side, tokens_at_a_time
+
+DEFAULT_ROWS = 2
+"""The guide's rows at a time, by which an automatic batch keeps the effective one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,25 @@ def memory_of(config: Config, machine: Machine, longest: Longest, *, checkpointi
     if checkpointing is None:
         checkpointing = config.training.gradient_checkpointing is True
     work = workload(config, machine, longest, checkpointing=checkpointing)
-    return estimate(machine.shape, work, checkpointing=checkpointing)
+    memory = estimate(machine.shape, work, checkpointing=checkpointing)
+    return memory if zero_stage(config) == 0 else _with_states_shared_out(memory, work, machine)
+
+
+def _with_states_shared_out(memory: Memory, work: Workload, machine: Machine) -> Memory:
+    """ZeRO: of gradients and states each device has a share, of adapters' too."""
+    shares = 1 if work.shards > 1 and not work.are_adapters else machine.num_processes
+    return replace(memory, gradients=memory.gradients // shares, optimizer=memory.optimizer // shares)
+
+
+def memory_of_files(config: Config, machine: Machine, longest: Longest) -> Memory:
+    """As if one device held all: what is written is whole, however the model is shared out."""
+    return memory_of(with_values(config, {"training.strategy": "ddp"}), machine, longest)
 
 
 def workload(config: Config, machine: Machine, longest: Longest, *, checkpointing: bool) -> Workload:
     """The training of a config whose rank and batch are decided."""
     adapter, training = config.adapter, config.training
-    is_lora, batch = adapter.method == "lora", int(training.per_device_train_batch_size)
+    is_lora, batch = adapter.method == "lora", rows_at_a_time(config)
     is_shared = machine.device == "cpu" and is_lora and machine.quantization == "none" and not checkpointing
     tokens, are_side_by_side = tokens_trained(machine.device, batch=batch, longest=longest, is_shared=is_shared)
     eval_batch = config.evaluation.per_device_eval_batch_size or batch
@@ -53,8 +69,15 @@ def workload(config: Config, machine: Machine, longest: Longest, *, checkpointin
         evaluated=tokens_evaluated(machine.device, batch=eval_batch, longest=longest),
         stored=machine.stored_bytes,
         stored_as_loaded=machine.quantization == "none" and machine.facts.dtype == dtype,
-        shards=machine.num_processes if machine.is_sharded else 1,
+        shards=machine.num_processes if training.strategy == "fsdp" or zero_stage(config) == 3 else 1,
+        shards_on_cpu=training.strategy == "fsdp" and training.fsdp_cpu_offload,
     )
+
+
+def rows_at_a_time(config: Config) -> int:
+    """Of one device, as long as nothing else is decided the guide's two."""
+    size = config.training.per_device_train_batch_size
+    return DEFAULT_ROWS if size == "auto" else size
 
 
 def tokens_trained(device: Device, *, batch: int, longest: Longest, is_shared: bool) -> tuple[int, bool]:

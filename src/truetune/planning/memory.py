@@ -28,6 +28,9 @@ _ON_THE_WAY = 2
 _FRAMEWORK, _BEFORE_TRAINING = 600_000_000, 80_000_000
 """What Python, libraries, their kernels and the rows read ahead take once training begins; less while loading."""
 
+_AT_HAND = 2
+"""Layers that FSDP has whole: the one that computes, and the next."""
+
 _LOADED_AT_A_TIME = 16
 """Linear layers that are in fp32 while a base is being quantised."""
 
@@ -63,8 +66,9 @@ class Workload:
     with the logits of so many `words` for each; the `longest` sample among them matters where attention keeps its
     scores; true for `is_side_by_side` if they are several slices; `evaluated` ones are at a time in an evaluation.
     `dtype` is torch's name of the base's, which lies on the disk in `stored` bytes. Weights, gradients and states are
-    split over so many `shards` (FSDP, ZeRO 3). With `recomputes`, plain adapters on all linear layers make again what
-    norms and the first layers of MLPs made, as they do on a CPU.
+    split over so many `shards` (FSDP, ZeRO 3), but for adapters; with `shards_on_cpu` they are not on the device.
+    With `recomputes`, plain adapters on all linear layers make again what norms and the first layers of MLPs made, as
+    they do on a CPU.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -86,6 +90,7 @@ class Workload:
     stored: int = 0
     stored_as_loaded: bool = True
     shards: int = 1
+    shards_on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +148,45 @@ class Memory:
 
 def estimate(shape: ModelShape, work: Workload, *, checkpointing: bool) -> Memory:
     """The memory of training a model of this shape so, on each of its devices."""
-    computed, shards = _computed(work), work.shards
+    computed = _computed(work)
     learned = _BYTES[work.dtype] if not work.are_adapters else 4
     base = _frozen(shape, work) if work.are_adapters else work.trained * learned
-    gathered = 0 if shards == 1 else 2 * max(_layer_weights(shape), shape.vocabulary * shape.hidden) * computed
+    # What learns beside a frozen base is small, and stays whole in each process.
+    share = 1.0 if work.are_adapters else _share(work)
     memory = Memory(
-        weights=round(base / shards) + gathered,
-        adapters=work.trained * learned // shards if work.are_adapters else 0,
-        gradients=work.trained * learned // shards,
+        weights=round(base * _share(work) + _gathered(shape, work)),
+        adapters=work.trained * learned if work.are_adapters else 0,
+        gradients=int(work.trained * learned * share),
         casts=_casts(shape, work),
-        optimizer=round(work.trained * _state_bytes(work.optim) / shards),
+        optimizer=round(work.trained * _state_bytes(work.optim) * share),
         activations=round(work.tokens * (_all_layers(shape, work, checkpointing) + 2 * shape.hidden * computed)),
         logits=_logits(shape, work, work.tokens),
-        backward=round(work.tokens * 6 * shape.intermediate * computed) + _largest_dequantized(shape, work),
+        backward=round(work.tokens * 6 * shape.intermediate * computed + _of_one_layer(shape, work)),
         evaluation=_evaluation(shape, work),
         loading=_loading(shape, work),
     )
     return replace(memory, held=_held(shape, work, memory, checkpointing)) if work.device == "cpu" else memory
+
+
+def _share(work: Workload) -> float:
+    """What a device holds of what is shared out."""
+    return 0.0 if work.shards_on_cpu and work.device != "cpu" else 1 / work.shards
+
+
+def _gathered(shape: ModelShape, work: Workload) -> float:
+    """What is put together while it computes: embeddings and output layer, a layer, and the one fetched ahead."""
+    if work.shards == 1 and not work.shards_on_cpu:
+        return 0
+    of_one = _BYTES[work.dtype] if work.are_adapters else _computed(work)
+    of_linear = _QUANTIZED_BYTES.get(work.quantization, of_one)
+    rest = max(0, shape.parameters - shape.linear_weights)
+    return rest * of_one + _AT_HAND * _layer_weights(shape) * of_linear
+
+
+def _of_one_layer(shape: ModelShape, work: Workload) -> float:
+    """What a backward pass makes of weights: a quantised matrix in full; gradients, until they are shared out."""
+    whole = 0.0 if work.are_adapters else _gathered(shape, work)
+    return _largest_dequantized(shape, work) + whole
 
 
 def _held(shape: ModelShape, work: Workload, memory: Memory, checkpointing: bool) -> int:
@@ -240,7 +267,8 @@ def _frozen(shape: ModelShape, work: Workload) -> float:
 
 def _casts(shape: ModelShape, work: Workload) -> int:
     """Autocast keeps a copy of every matrix that it casts."""
-    if not _is_cast(work) or work.quantization != "none":
+    is_gathered_so = work.shards > 1 and not work.are_adapters
+    if not _is_cast(work) or work.quantization != "none" or is_gathered_so:
         return 0
     return (shape.linear_weights + shape.vocabulary * shape.hidden) * _computed(work) // work.shards
 

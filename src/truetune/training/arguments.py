@@ -16,7 +16,8 @@ def sft_arguments(job: TrainJob, *, has_validation: bool) -> SFTConfig:
         max_steps=job.max_steps,
         per_device_train_batch_size=job.per_device_train_batch_size,
         per_device_eval_batch_size=job.per_device_eval_batch_size,
-        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        # Every process sees all batches of a step (training/world.py).
+        gradient_accumulation_steps=job.gradient_accumulation_steps * job.num_processes,
         learning_rate=job.learning_rate,
         lr_scheduler_type=job.lr_scheduler_type,
         warmup_steps=job.warmup_steps,

@@ -27,6 +27,7 @@ from truetune.runs.checkpoints import (
     rotate,
 )
 from truetune.training.step import Counts
+from truetune.training.world import World
 
 # A pickle, and a model card with this machine's paths: neither belongs to a model that is passed on.
 _UNWANTED = ("training_args.bin", "README.md")
@@ -141,10 +142,14 @@ def _not_saved(error: Exception, folder: Path, needed: int) -> CheckpointError:
 
 
 class BestCheckpoint(TrainerCallback):
-    """On resuming, finds the best checkpoint where the run is now; one that is gone, or damaged, is forgotten."""
+    """On resuming, finds the best checkpoint where the run is now; one that is gone, or damaged, is forgotten.
 
-    def __init__(self, listener: Listener) -> None:
+    Whether it is, the first process tells: the others may not see its disk.
+    """
+
+    def __init__(self, listener: Listener, world: World | None = None) -> None:
         self._listener = listener
+        self._world = world or World()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         best = _best(state, Path(args.output_dir or ""))
@@ -152,7 +157,7 @@ class BestCheckpoint(TrainerCallback):
             return
         if not _was_best_by(args.metric_for_best_model, state):
             self._forget(state, f"{best.name}, the best so far, was not the best by {args.metric_for_best_model}")
-        elif found := problems(best):
+        elif found := self._world.told_by_first(lambda: problems(best)):
             self._forget(state, f"{best.name}, the best so far, cannot be used ({found[0]})")
         else:
             state.best_model_checkpoint = str(best)

@@ -15,7 +15,9 @@ class TrainJob:
     `warmup_steps` counts steps, or is a share of all steps when below 1; `eval_steps` and `save_steps` likewise.
     `device` and `precision` are those of model.hardware. `max_steps` -1 leaves the length to the epochs. `identity`
     is what a checkpoint says of the run that it belongs to. `metric_for_best_model` is logged at each evaluation, as
-    eval_loss is, of which less is better; of all others it is more.
+    eval_loss is, of which less is better; of all others it is more. Batch and accumulation are those of each of the
+    `num_processes`, which hold the model together by the `strategy` (training/strategies.py); `deepspeed` is what
+    DeepSpeed is told (training/deepspeed_settings.py).
     """
 
     output_dir: Path
@@ -55,6 +57,10 @@ class TrainJob:
     metric_for_best_model: str = "eval_loss"
     resume_from: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    num_processes: int = 1
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    fsdp_cpu_offload: bool = False
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

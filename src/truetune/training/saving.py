@@ -46,7 +46,7 @@ def save_full_model(
     model = engine.accelerator.unwrap_model(engine.model)
     model.generation_config.eos_token_id = list(stop_token_ids)
     with _saved(engine, folder, documents) as staged:
-        return _verify_weights(model, staged)
+        return _verify_weights(engine.strategy.weights(model) or model.state_dict(), staged)
 
 
 @contextmanager
@@ -81,11 +81,10 @@ def _name_base(config: Path, base_model: str, revision: str | None) -> None:
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _verify_weights(model: Any, folder: Path) -> int:
+def _verify_weights(trained: Mapping[str, Any], folder: Path) -> int:
     import torch
     from safetensors.torch import load_file
 
-    trained = model.state_dict()
     saved: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():

@@ -19,6 +19,7 @@ from truetune.model.source import ModelSource
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.trackers.facts import RunFacts, Scores
+from truetune.training.world import World
 
 WriteMetrics = Callable[[dict[str, Any]], None]
 
@@ -83,13 +84,15 @@ class ScoredRows:
 class TrainingRows:
     """The rows to train and to validate on; `tokenizer` has the chat template that is saved with the model.
 
-    `scored` are those of the validation rows that are answered as well, if any are.
+    `scored` are those of the validation rows that are answered as well, if any are. Of a `stream`, which has all
+    sequences of the run in the order in which they are learned, `train` are some of the first.
     """
 
     train: Sequence[Tokenized | Packed]
     validation: Sequence[Tokenized]
     tokenizer: Any
     scored: ScoredRows | None = None
+    stream: Sequence[Tokenized | Packed] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,10 @@ class Session(Protocol):
         """Trains to the end, or to the step after SIGINT or SIGTERM."""
 
     def save(self, destination: Destination) -> Saved:
-        """Saves the trained weights, verified, with the model's answers; answers that fail cost a warning only."""
+        """Saves the trained weights, verified, with the model's answers; answers that fail cost a warning only.
+
+        Of several processes the first one does, and is answered; the others help.
+        """
 
     def conclude(self, scores: Scores) -> None:
         """Tells the trackers what came of the run, and ends them."""
@@ -151,11 +157,12 @@ class Session(Protocol):
 
 @dataclass
 class TrlSession:
-    """A training in this process, with TRL's trainer."""
+    """A training in this process, one of those of `world`, with TRL's trainer."""
 
     listener: Listener
     write_metrics: WriteMetrics
     engine_options: Mapping[str, Any] = field(default_factory=dict)
+    world: World = field(default_factory=World)
     _request: ModelRequest | None = None
     _model: Any = None
     _engine: Any = None
@@ -204,8 +211,10 @@ class TrlSession:
                 train=rows.train,
                 validation=rows.validation,
                 scored=rows.scored,
+                stream=rows.stream,
                 listener=self.listener,
                 callbacks=[*trackers, *callbacks],
+                world=self.world,
                 **self.engine_options,
             )
             return train(self._engine, job, metrics=MetricsCallback(self.write_metrics))
@@ -216,11 +225,12 @@ class TrlSession:
         from truetune.training.trackers.guard import guarded_trackers
         from truetune.training.trackers.places import Situation, tracker_environment
 
+        report_to = job.report_to if self.world.is_first else ()
         name = job.run_name or os.environ.get("WANDB_NAME") or tracking.run.absolute().name
         resumed_at = checkpoint_step(job.resume_from) if job.resume_from else None
         situation = Situation(tracking.run, name, tracking.logging_dir, tracking.project, resumed_at)
-        with tracker_environment(job.report_to, situation):
-            self._trackers = guarded_trackers(job.report_to, self.listener, situation, tracking.facts)
+        with tracker_environment(report_to, situation):
+            self._trackers = guarded_trackers(report_to, self.listener, situation, tracking.facts)
             yield self._trackers
 
     def conclude(self, scores: Scores) -> None:
@@ -228,6 +238,16 @@ class TrlSession:
             tracker.conclude(scores)
 
     def save(self, destination: Destination) -> Saved:
+        saved = Saved(0, None)
+
+        def save() -> None:
+            nonlocal saved
+            saved = self._answered_and_saved(destination)
+
+        self._engine.strategy.first_alone(save)
+        return saved
+
+    def _answered_and_saved(self, destination: Destination) -> Saved:
         answers = self._answers(destination)
         if answers is None:
             return Saved(self._save(destination), None)
@@ -283,4 +303,6 @@ class TrlSession:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.abandon()
+        if self._engine is not None:
+            self._engine.strategy.close()
         self._model = self._engine = None

@@ -1,11 +1,15 @@
 """An optimizer step while its batches come in: what it sums up, and how it starts over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from threading import Lock
 from typing import Any
 
 import torch
+
+_SUMS = ("loss", "supervised", "tokens", "correct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,16 @@ class Step:
     """The batches of one optimizer step, and sums over them, which stay on the device: reading waits for it."""
 
     def __init__(self) -> None:
-        self.batches: list[dict[str, Any]] = []
+        self.batches: dict[int, dict[str, Any]] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._adding = Lock()
         self._restore_random = random_state()
 
-    def begin(self, batch: dict[str, Any]) -> None:
-        """A batch more; with the first one, the random state is kept."""
+    def begin(self, batch: dict[str, Any], place: int) -> None:
+        """A batch more, by its place in the step; with the first one, the random state is kept."""
         if not self.batches:
             self._restore_random = random_state()
-        self.batches.append(batch)
+        self.batches[place] = batch
 
     def add(self, **values: torch.Tensor) -> None:
         """From any thread."""
@@ -42,15 +46,33 @@ class Step:
             for name, value in values.items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is added in here does not count."""
+        kept = dict(self._sums)
+        try:
+            yield
+        finally:
+            self._sums = kept
+
     def start_over(self) -> None:
         """Forgets the sums, and draws the same random numbers again; the batches are kept."""
         self._sums.clear()
         self._restore_random()
 
+    def share(
+        self, add_up: Callable[[torch.Tensor], torch.Tensor], *, with_correct: bool, device: Any
+    ) -> torch.Tensor:
+        """The sums become those of all processes; returns the loss. A process that had no batch adds nothing."""
+        names = _SUMS if with_correct else _SUMS[:-1]
+        nothing = torch.zeros((), device=device)
+        own = torch.stack([self._sums.get(name, nothing).detach().double() for name in names])
+        self._sums = dict(zip(names, add_up(own), strict=True))
+        return self._sums["loss"].float()
+
     def end(self) -> tuple[float, Counts]:
         """The step's loss and counts, read in one go; the next batch begins another step."""
-        names = ("loss", "supervised", "tokens", "correct")
-        there = [self._sums[name].detach().float() for name in names if name in self._sums]
+        there = [self._sums[name].detach().float() for name in _SUMS if name in self._sums]
         loss, *counts = torch.stack(there).tolist()
         self._sums.clear()
         self.batches.clear()
@@ -68,3 +90,8 @@ def random_state() -> Callable[[], None]:
             torch.cuda.set_rng_state_all(on_gpus)
 
     return restore
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for these numbers, as different from that of their neighbours as any."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest())

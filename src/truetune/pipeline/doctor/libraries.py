@@ -61,6 +61,8 @@ _EXTRAS: Mapping[str, tuple[str, str]] = {
     "serve": ("fastapi", "serve a model with `transformers serve` (truetune serve --server transformers)"),
     "eval": ("rouge-score", "score answers by ROUGE-L and BLEU (truetune eval --metrics rouge_l,bleu)"),
     "lm-eval": ("lm-eval", "ask tasks of lm-evaluation-harness (truetune eval --lm-eval arc_easy)"),
+    "docs": ("sphinx", "build the manual as a site (make site, in the repository)"),
+    "deepspeed": ("deepspeed", "share a model out over processes by ZeRO (training.strategy: deepspeed)"),
     "unsloth": ("unsloth", "train with Unsloth's kernels on an NVIDIA GPU (best in an environment of its own)"),
 }
 _DEMO = Extra(

@@ -86,7 +86,11 @@ class EvaluationRows:
         wanted = {key for key, _ in keys.values()}
         path = RowPath(self.config.data, self.prepared.template, max_length=self.max_length)
         found: dict[tuple[int, int], list[Any]] = defaultdict(list)
-        for chunk in chunks(self.inputs, self.formatting):
+        of_files = {file for file, _ in wanted}
+        read: list[SourceFile | Rows] = [
+            source if number in of_files else () for number, source in enumerate(self.inputs)
+        ]
+        for chunk in chunks(read, self.formatting):
             for row in path.take([(n, record) for n, record in chunk if (n, record.where.line) in wanted])[0]:
                 found[row.file, row.record.where.line].append(row)
         rows = {place: found[key][number] for place, (key, number) in keys.items()}
@@ -219,6 +223,7 @@ def _reading(config: Config, data: str | None) -> Config:
         **dict.fromkeys(("split", "revision", "data_files", "subset", "field", "validation_path", "group_by")),
         "path": data,
         "test_size": 0,
+        "streaming": False,
     }
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
@@ -254,8 +259,8 @@ def _tell(prepared: PreparedDataset, listener: Listener) -> None:
 
 
 def learned_rows(subject: Subject, rows: EvaluationRows, listener: Listener) -> int | None:
-    """How many of the rows the run was trained on, by their text; None where its data cannot be read any more."""
-    if subject.run is None:
+    """How many of the rows the run was trained on, by their text; None where its data is a stream, or is gone."""
+    if subject.run is None or subject.config.data.streaming:
         return None
     try:
         trained = _prepared(subject, subject.config, None, None, listener).train

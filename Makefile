@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Idle OpenMP threads must sleep: spinning ones slow a busy machine tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check lint types layers tests chromium test-unsloth docs gpu-check format clean
+.PHONY: install demo test check lint types layers tests chromium test-unsloth docs reference site gpu-check format clean
 
 install: $(INSTALLED)
 
@@ -45,20 +45,29 @@ tests: $(INSTALLED) chromium
 chromium:
 	@tests/chromium.sh
 
-# Unsloth in environments of its own: beside the newest libraries, then on the versions that pip finds for it.
+# Unsloth in environments of its own: beside the newest libraries, then on the versions that pip finds for it,
+# which are installed while the first tests run.
 test-unsloth: $(INSTALLED)
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/unsloth/environment.sh newest $(UNSLOTH)/newest
-	$(UNSLOTH)/newest/bin/python -m pytest tests/unsloth
-	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/unsloth/environment.sh resolved $(UNSLOTH)/resolved
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/unsloth/environment.sh resolved $(UNSLOTH)/resolved & made=$$!; \
+		$(UNSLOTH)/newest/bin/python -m pytest tests/unsloth; status=$$?; wait $$made && exit $$status
 	$(UNSLOTH)/resolved/bin/python -m pytest tests/unsloth -k "contracts or same_tokens or plain_peft or are_those_of_trl or guide"
 
 # Correctness and speed of both engines on a CUDA GPU, within 9 minutes; without one it checks itself.
 gpu-check: $(INSTALLED)
 	$(BIN)/python bench/gpu_check.py
 
-# Runs every command and example of README and docs/.
+# Runs every command and example of README and docs/, and builds the manual.
 docs: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/docs
+
+# Writes what docs/ has from the code: docs/reference/ and docs/llms.txt.
+reference: $(INSTALLED)
+	$(BIN)/python -m manual.reference
+
+# docs/ as a site, in build/site; a warning or a broken link ends it.
+site: $(INSTALLED)
+	$(BIN)/python -m manual.site
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

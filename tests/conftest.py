@@ -4,15 +4,19 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import warm
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -77,6 +81,30 @@ def byte_tokenizer(
 def interrupts_are_heard() -> None:
     """A shell has what it starts in the background ignore SIGINT, and so would the processes that tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_environment() -> None:
+    """Warm commands start from the environment of the first test, before libraries and tests change it."""
+    warm.environment()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is loaded by now is never garbage, and Trainer collects at each training: walking all of torch took longer
+    than the steps of a tiny one."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def given_environment() -> Iterator[None]:
+    """What tests and libraries leave in the environment goes with their file: commands would start cold behind it."""
+    given = dict(os.environ)
+    yield
+    for name in os.environ.keys() - given.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(given)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,26 @@ def trained(folder: Path, rows: Any = ROWS, *, tokenizer: Any = None, **settings
     (tokenizer or byte_tokenizer(chat_template=CHATML)).save_pretrained(base)
     options = {"precision": "fp32", "num_train_epochs": 2, "learning_rate": 1e-2, "save_strategy": "no"}
     return truetune.train(model=str(base), data=rows, output_dir=folder / "run", **{**options, **settings})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """The harness's own thousands of tasks are read once for all of these tests, which takes seconds."""
+    from lm_eval.tasks import _index
+
+    read, own = _index.load_yaml, Path(_index.__file__).parent
+    kept: dict[Path, dict[str, Any]] = {}
+
+    def load(path: Path, **options: Any) -> dict[str, Any]:
+        if own not in path.parents:
+            return read(path, **options)
+        if path not in kept:
+            kept[path] = read(path, **options)
+        return {**kept[path]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_index, "load_yaml", load)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import termios
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import warm
 from truetune.cli import main
 from truetune.errors import BackendError
 from truetune.training import trl
@@ -136,7 +136,7 @@ def test_a_terminal_that_closes_ends_a_run_in_order_and_its_log_says_so(
 ) -> None:
     folder = tmp_path / "run"
     words = ("--model", str(tiny_base), "--data", str(rows), "--output-dir", str(folder), "precision=fp32")
-    command = [sys.executable, "-m", "truetune", "train", *words, "num_train_epochs=3000", "logging_steps=1"]
+    command = warm.truetune("train", *words, "num_train_epochs=3000", "logging_steps=1")
 
     def owns_terminal() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it would be ignored.

@@ -31,6 +31,16 @@ from truetune.model.fixtures import Fixture, Fixtures
 
 SERVER_NAMES = ("llama.cpp", "transformers")
 QUESTION = "Add 3 and 4"
+PYTHON = sys.executable
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warmed() -> Iterator[None]:
+    """The servers, and what stands between them and this process, need not load the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm.executable())
+        patch.setenv("WARM_PYTHON", warm.executable())
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -216,7 +226,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_made(
 def program(folder: Path, text: str) -> Path:
     """A program that stands for llama-server, for what the real one does not do here."""
     path = folder / "llama-server"
-    path.write_text(f"#!{sys.executable}\n{text}\n")
+    path.write_text(f"#!{PYTHON}\n{text}\n")
     path.chmod(0o755)
     return path
 

@@ -15,6 +15,7 @@ import pytest
 from transformers import TrainerCallback
 
 import truetune
+import warm
 from conftest import write_jsonl
 from heard import FAST, Heard
 from read_back import (
@@ -373,10 +374,11 @@ def online(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
     """What tests/tracked_online.py says; its W&B waits two seconds for a server that has gone."""
     folder = tmp_path_factory.mktemp("online")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    wandb = {"WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "2", "HOME": str(folder)}
+    wandb = {"WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true", "WANDB_FINISH_TIMEOUT": "2"}
+    wandb |= {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
     tests = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, str(tests / "tracked_online.py"), str(tiny_base), str(rows), str(folder)],
+        warm.python(tests / "tracked_online.py", tiny_base, rows, folder),
         env={**clean, **wandb},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -297,15 +297,20 @@ def test_a_dry_run_decides_everything_and_writes_nothing(tiny_base: Path, rows: 
     assert not (tmp_path / "dry").exists()
 
 
-def test_g28_several_processes_are_planned_with_their_factors_and_not_trained_yet(
-    tiny_base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_g28_processes_that_the_config_asks_for_and_nobody_started_are_planned_and_not_trained(
+    tiny_base: Path, rows: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    from truetune.config.load import load_config
+    from truetune.pipeline.train import train_run
+
     heard = Heard()
-    settings = {**FAST, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    with pytest.raises(truetune.BackendError, match="several is not supported yet"):
-        truetune.train(model=str(tiny_base), data=rows, output_dir=tmp_path / "run", listener=heard, **settings)
+    settings = {**FAST, "gradient_accumulation_steps": 1, "num_train_epochs": 1, "num_processes": 4}
+    settings |= {"model.name_or_path": str(tiny_base), "data.path": str(rows), "output_dir": str(tmp_path / "run")}
+    config = load_config(settings=settings).config
+    train_run(config, dry_run=True, listener=heard)
     assert "8 sequences a step = 2 per device x 1 accumulated x 4 processes" in heard.text()
+    with pytest.raises(truetune.ConfigError, match="num_processes is 4, and 1 is running"):
+        train_run(config, listener=heard)
     assert not (tmp_path / "run").exists()
 
 

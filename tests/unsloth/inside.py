@@ -36,7 +36,9 @@ def main(base: str, rows: str, folder: str) -> None:
     with torch.no_grad():
         logits = session._model(input_ids=torch.arange(1, 9).unsqueeze(0)).logits[0].tolist()
     losses = [line["loss"] for line in lines if "loss" in line]
-    trainer = type(engine).__mro__[2].__module__
+    from truetune.training.computing import Computing  # Behind Unsloth, whose trainer it then builds on.
+
+    trainer = Computing.__bases__[0].__module__
     print(json.dumps({"losses": losses, "batches": batches, "logits": logits, "trainer": trainer}), file=sys.stderr)
 
 

@@ -40,7 +40,12 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.
 READ_LATE = (
     *("COLUMNS", "HF_TOKEN", "LINES", "OLDPWD", "PWD", "PYTEST_", "SHLVL", "TRUETUNE_", "WARM_PYTHON", "_"),
     # Set by libraries in a process that has trained, as the tests' own has.
-    *("ACCELERATE_", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "WANDB_SERVICE"),
+    *("ACCELERATE_", "CUBLAS_WORKSPACE_CONFIG", "KMP_DUPLICATE_LIB_OK", "TOKENIZERS_PARALLELISM"),
+    "TORCHINDUCTOR_CACHE_DIR",
+    # Of trackers, which are loaded when a training asks for them.
+    *("MLFLOW_", "TRACKIO_", "WANDB_"),
+    # Said by launchers, and asked for when processes look for each other.
+    *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "SLURM_", "TORCHELASTIC_", "TORCH_NCCL_", "WORLD_SIZE"),
 )
 """The beginnings of names that no library reads as it loads."""
 

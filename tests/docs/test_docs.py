@@ -20,7 +20,7 @@ from warm import python
 from writable_hub import running_writable_hub
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 
 

@@ -71,6 +71,7 @@ def test_every_command_that_is_listed_explains_itself() -> None:
         "runs",
         "compare",
         "sweep",
+        "launch",
         "generate",
         "chat",
         "eval",

@@ -93,6 +93,27 @@ def written_rows(folder: Path, name: str) -> Path:
     return file
 
 
+def weights(run: Path) -> dict[str, Any]:
+    """What a run has trained: its adapter's tensors, or its model's."""
+    from safetensors.torch import load_file
+
+    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
+    return load_file(file)
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest one between the trained weights of two runs."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def figures(run: Path, *names: str) -> list[float]:
+    """Those of a run's metrics, line by line."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines for name in names if name in line]
+
+
 def train(folder: Path, name: str, *, processes: int, output: str | None = None, **settings: Any) -> Any:
     """The scenario's run."""
     import truetune

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import warm
 import worlds
 from truetune.runs.checkpoints import problems, read_manifest
-from worlds import EXACT, SAVED
+from worlds import EXACT, SAVED, difference, figures
 
 pytestmark = pytest.mark.timeout(3 * worlds.LIMIT)  # A test that is the first waits for all worlds.
 
@@ -57,23 +55,6 @@ def _together(
     """So many processes, which train all that has to be the same in any number, or the scenarios."""
     ends = worlds.ended(worlds.start(size, folder, *scenarios, by_srun=by_srun))
     assert [each.status for each in ends] == list(expected or [0] * size), "\n".join(each.err for each in ends)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
-    return load_file(file)
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest one between the trained weights of two runs."""
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def figures(run: Path, *names: str) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines for name in names if name in line]
 
 
 # --- exactness ----------------------------------------------------------------------------------------------

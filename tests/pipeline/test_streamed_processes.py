@@ -6,13 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import warm
 import worlds
 from conftest import write_jsonl
 from streamed_process import STEPS, train
+from worlds import difference
 
 PROGRAM = Path(__file__).parents[1] / "streamed_process.py"
 ROWS = [{"instruction": f"Q{n}", "output": "x" * (n * 7 % 23 + 1) + str(n)} for n in range(26)]
@@ -46,14 +45,8 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
-
-
 def test_two_processes_train_the_weights_of_one_and_go_on_with_them(folder: Path) -> None:
-    alone, together = weights(folder / "alone"), weights(folder / "together")
-    assert alone.keys() == together.keys()
-    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) <= 1e-5
+    assert difference(folder / "alone", folder / "together") <= 1e-5
     lines, others = (
         [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "together")

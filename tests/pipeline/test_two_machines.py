@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 import worlds
 from namespaces import FIRST_ADDRESS, NotPermittedError, two_machines
 from truetune.runs.checkpoints import problems
-from worlds import BEST, SAVED
+from worlds import BEST, SAVED, difference, figures
 
 pytestmark = pytest.mark.timeout(3 * worlds.LIMIT)
 
@@ -46,22 +45,11 @@ def trained(folder: Path, places: Sequence[Path], *scenarios: str, **where: Any)
     return [json.loads((folder / f"outcomes-{scenarios[-1]}-{rank}.json").read_text()) for rank in range(2)]
 
 
-def difference(one: Path, other: Path) -> float:
-    """The largest one between the adapters of two runs."""
-    first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, other))
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines for name in ("loss", "eval_loss") if name in line]
-
-
 def require_same_run(alone: Path, together: Path) -> None:
     """The weights, losses and checkpoints of one process that was never interrupted."""
     assert difference(alone / "saved-1", together) <= 1e-5
-    assert losses(together) == pytest.approx(losses(alone / "saved-1"), abs=1e-5)
+    names = ("loss", "eval_loss")
+    assert figures(together, *names) == pytest.approx(figures(alone / "saved-1", *names), abs=1e-5)
     for step in (3, 6):
         assert problems(together / "checkpoints" / f"checkpoint-{step}") == []
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import truetune
 import worlds
 import zero_worlds
 from conftest import arithmetic_rows, write_jsonl
 from truetune.errors import BackendError, ConfigError
+from worlds import difference, figures
 from zero_worlds import PLAIN, SAVED, ZERO
 
 pytestmark = pytest.mark.timeout(3 * worlds.LIMIT)  # A test that is the first waits for all worlds.
@@ -51,23 +51,6 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _together(folder: Path, size: int, *names: str) -> None:
     ends = worlds.ended(zero_worlds.start(size, folder, *names))
     assert [each.status for each in ends] == [0] * size, "\n".join(each.err for each in ends)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
-    return load_file(file)
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest one between the trained weights of two runs."""
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def figures(run: Path, *names: str) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines for name in names if name in line]
 
 
 PAIRS = [

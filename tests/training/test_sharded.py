@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 import sharded_worlds
@@ -22,6 +21,7 @@ from tiny_runs import LORA, ROWS, Trained
 from truetune.model.adapter import add_adapter
 from truetune.training import computing
 from truetune.training.sharded import FullyShard
+from worlds import difference, figures
 
 pytestmark = pytest.mark.timeout(3 * worlds.LIMIT)  # A test that is the first waits for all worlds.
 HAS_BITS = find_spec("bitsandbytes") is not None
@@ -53,23 +53,6 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _together(folder: Path, size: int) -> None:
     ends = worlds.ended(sharded_worlds.start(size, folder))
     assert [each.status for each in ends] == [0] * size, "\n".join(each.err for each in ends)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
-    return load_file(file)
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest one between the trained weights of two runs."""
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-def figures(run: Path, *names: str) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines for name in names if name in line]
 
 
 PAIRS = [*[(name, 2) for name in MORE], ("uneven", 3), ("tiny", 3), ("full", 3)]

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -12,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from truetune.errors import BackendError
-from truetune.training.signals import stopping
+from truetune.training.signals import heard_by
 
 
 def launch(words: Sequence[str], *, processes: int) -> int:
@@ -78,13 +77,8 @@ def _signals_passed_on() -> Iterator[None]:
         for worker in workers:
             worker.send_signal(number)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, pass_on) for number in stopping()} if is_main else {}
-    try:
+    with heard_by(pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _workers() -> list[Any]:

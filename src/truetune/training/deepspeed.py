@@ -20,21 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from truetune.training.room import is_out_of_memory
-from truetune.training.strategies import Weights
+from truetune.training.strategies import Root, Weights
 from truetune.training.world import World
 
 Result = TypeVar("Result")
-
-
-class _Root(nn.Module):
-    """Whatever is computed with the model, as one forward pass, behind which DeepSpeed waits for gradients."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, compute: Callable[[], Any]) -> Any:
-        return compute()
 
 
 class ZeroRedundancy:
@@ -77,7 +66,7 @@ class ZeroRedundancy:
         # On a CPU it would compile for minutes what no training uses (0.19).
         deepspeed.ops.__compatible_ops__.pop("deepspeed_shm_comm", None)
         zero, *_ = deepspeed.initialize(
-            model=_Root(model), optimizer=optimizer, config=dict(self._document), dist_init_required=False
+            model=Root(model), optimizer=optimizer, config=dict(self._document), dist_init_required=False
         )
         return zero
 

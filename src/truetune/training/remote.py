@@ -28,7 +28,7 @@ from truetune.training.session import (
     TrainingRows,
     WriteMetrics,
 )
-from truetune.training.signals import stopping
+from truetune.training.signals import heard_by
 from truetune.training.trackers.facts import Scores
 
 
@@ -124,13 +124,8 @@ class RemoteSession:
             self._received = signal.Signals(number)
             self._process.send_signal(number)
 
-        is_main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, pass_on) for number in stopping()} if is_main else {}
-        try:
+        with heard_by(pass_on):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def answer_requests(open_session: Callable[..., Session]) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from truetune.model.compiled import repeated_layers
 from truetune.training.room import is_out_of_memory
-from truetune.training.strategies import Weights
+from truetune.training.strategies import Root, Weights
 from truetune.training.world import World
 
 Result = TypeVar("Result")
@@ -33,17 +33,6 @@ _END, _WEIGHTS, _STATES = -1, -2, -3
 
 _ROOT = 0
 """The unit that is not a layer: embeddings, output layer, the last norm."""
-
-
-class _Root(nn.Module):
-    """Whatever is computed with the model, as one forward pass: embeddings and output layer are whole meanwhile."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, compute: Callable[[], Result]) -> Result:
-        return compute()
 
 
 class FullyShard:
@@ -88,7 +77,7 @@ class FullyShard:
         kept = {each for each in model.parameters() if each.requires_grad} if _has_frozen(model) else set()
         for each in kept:
             each.data = each.data.to(self._device)
-        layers, root = list(repeated_layers(model)), _Root(model)
+        layers, root = list(repeated_layers(model)), Root(model)
         options = self._options(ignored=kept, trains_all=not kept)
         for unit in (*layers, root):
             fully_shard(unit, **options)

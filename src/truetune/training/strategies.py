@@ -59,6 +59,17 @@ class Strategy(Protocol):
         """Lets go of the model."""
 
 
+class Root(torch.nn.Module):
+    """Whatever is computed with the model, as one forward pass, around which who spreads it puts weights together."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        return compute()
+
+
 class Replicated:
     """Each process holds all, as in DDP; how gradients become one is world.py's."""
 

@@ -7,7 +7,8 @@ or are the demo's held-out ones. Everything is computed on the CPU. Measured are
 
 - the largest difference of a logit between adapter on base and merged model, both in float32, along the answers to
   the prompts (target: 1e-4 at most); and the same where both compute in float64, as far as transformers lets them:
-  what merging itself changes, without the rounding of W x + B A x against (W + B A) x (target: 1e-5 at most);
+  what merging itself changes, without the rounding of W x + B A x against (W + B A) x (target: 1e-5 at most); beside
+  them how far the adapter's own logits in float32 are from those in float64, which no merging makes smaller;
 - how many prompts, of the rows and two of truetune's own, have the same greedy answer, token by token to its stop, by
   the adapter in transformers and by a GGUF in f32 in llama.cpp (target: all);
 - on how many rows greedy decoding says exactly the expected answer and stops, by the adapter, the merged model, and
@@ -21,7 +22,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def measured(run: str, options: argparse.Namespace, folder: Path) -> list[Measur
     difference = max(largest_difference(adapter.model, whole.model, each) for each in asked)
     right = {"adapter": exact(adapter.model, expected), "merged": exact(whole.model, expected)}
     tell("both in float64")
-    of_merging = merging_difference(adapter.model, whole.model, asked)
+    of_merging, of_rounding = in_float64(adapter.model, whole.model, asked)
     del whole
     same = in_llama_cpp(gguf(merged, "f32", folder), asked, adapter)
     for quantization in ("f16", "q8_0"):
@@ -96,6 +97,7 @@ def measured(run: str, options: argparse.Namespace, folder: Path) -> list[Measur
     return [
         Measure("largest logit difference, adapter and merged", f"{difference:.2g}", "<= 1e-4", difference <= 1e-4),
         Measure("the same, both computed in float64", f"{of_merging:.2g}", "<= 1e-5", of_merging <= 1e-5),
+        Measure("the adapter in float32 and in float64", f"{of_rounding:.2g}"),
         Measure("same greedy answers, adapter and GGUF f32", f"{same} of {len(asked)}", "all", same == len(asked)),
         *(shares(right, len(rows))),
     ]
@@ -168,13 +170,23 @@ def largest_difference(one: Any, other: Any, asked: Any) -> float:
     return float((left - right).abs().max())
 
 
-def merging_difference(one: Any, other: Any, asked: Sequence[Any]) -> float:
-    """The largest difference in float64, in which both models are left no longer than this takes."""
-    one.double(), other.double()
+def in_float64(adapter: Any, merged: Any, asked: Sequence[Any]) -> tuple[float, float]:
+    """The largest difference of both in float64, and of the adapter from itself in float32.
+
+    Both models are left in float64 no longer than this takes.
+    """
+    narrow = [wide_logits(adapter, each) for each in asked]
+    adapter.double(), merged.double()
     try:
-        return max(float((wide_logits(one, each) - wide_logits(other, each)).abs().max()) for each in asked)
+        wide = [wide_logits(adapter, each) for each in asked]
+        others = (wide_logits(merged, each) for each in asked)
+        return farthest(wide, others), farthest(wide, narrow)
     finally:
-        one.float(), other.float()
+        adapter.float(), merged.float()
+
+
+def farthest(some: Iterable[Any], others: Iterable[Any]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
 
 
 def wide_logits(model: Any, asked: Any) -> Any:

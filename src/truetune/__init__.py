@@ -12,27 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truetune.api import (
-        check,
-        compare,
-        evaluate,
-        evaluate_tasks,
-        export,
-        find_lr,
-        fix,
-        import_config,
-        inspect,
-        list_runs,
-        load,
-        merge,
-        open_run,
-        plan,
-        prepare,
-        publish,
-        serve,
-        train,
-        write_report,
-    )
+    __version__: str
+    from truetune.api.data import check, fix, inspect, prepare
+    from truetune.api.evaluation import evaluate, evaluate_tasks
+    from truetune.api.runs import compare, list_runs, write_report
+    from truetune.api.setup import import_config
+    from truetune.api.trained import export, load, merge, publish, serve
+    from truetune.api.training import find_lr, plan, train
     from truetune.config.schema import Config
     from truetune.data.rules import Report
     from truetune.errors import (
@@ -57,7 +43,7 @@ if TYPE_CHECKING:
     from truetune.pipeline.prepare import PreparedDataset
     from truetune.pipeline.review.compare import RunComparison
     from truetune.pipeline.review.report import RunReport
-    from truetune.pipeline.run import Run
+    from truetune.pipeline.run import Run, open_run
     from truetune.runs.ledger import RunEntry
 
 _HOMES = {
@@ -79,30 +65,13 @@ _HOMES = {
     "Report": "truetune.data.rules",
     "RunReport": "truetune.pipeline.review.report",
     "Imported": "truetune.migrate.importer",
-    **dict.fromkeys(
-        (
-            "check",
-            "compare",
-            "evaluate",
-            "evaluate_tasks",
-            "export",
-            "find_lr",
-            "fix",
-            "import_config",
-            "inspect",
-            "list_runs",
-            "load",
-            "merge",
-            "open_run",
-            "plan",
-            "prepare",
-            "publish",
-            "serve",
-            "train",
-            "write_report",
-        ),
-        "truetune.api",
-    ),
+    "import_config": "truetune.api.setup",
+    "open_run": "truetune.pipeline.run",
+    **dict.fromkeys(("check", "fix", "inspect", "prepare"), "truetune.api.data"),
+    **dict.fromkeys(("evaluate", "evaluate_tasks"), "truetune.api.evaluation"),
+    **dict.fromkeys(("compare", "list_runs", "write_report"), "truetune.api.runs"),
+    **dict.fromkeys(("export", "load", "merge", "publish", "serve"), "truetune.api.trained"),
+    **dict.fromkeys(("find_lr", "plan", "train"), "truetune.api.training"),
     **dict.fromkeys(
         ("BackendError", "CheckpointError", "ConfigError", "DataError", "TemplateError", "TruetuneError"),
         "truetune.errors",
@@ -157,6 +126,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("truetune")
     if name not in _HOMES:
         raise AttributeError(f"module 'truetune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

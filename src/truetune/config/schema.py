@@ -1,148 +1,36 @@
 """The configuration: every setting with its type, its default and one line on what it does."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from truetune.config.kinds import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    Auto,
+    BestBy,
+    Count,
+    Dtype,
+    InitLoraWeights,
+    Metrics,
+    Modules,
+    Names,
+    NotNegative,
+    Positive,
+    Precision,
+    Share,
+    Strategy,
+    TemplateText,
+    TestSize,
+    Text,
+    Trackers,
+    Whole,
+    as_tuple,
+)
+
 NO_MODEL = "none"
 """The name of a model that is none: rows are checked without a tokenizer."""
-
-Auto = Literal["auto"]
-Tracker = Literal[
-    "tensorboard", "wandb", "trackio", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte",
-    "kubeflow", "mlflow", "neptune", "swanlab",
-]  # fmt: skip
-"""As transformers names them (5.24); a test holds the list against its own."""
-
-Metric = Literal[
-    "exact_match", "normalized_match", "number_match", "json", "json_f1", "rouge_l", "bleu", "tool_calls"
-]
-"""Of inference/metrics.py what needs no argument of its own; json brings json_f1 along."""
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-
-TemplateText = Annotated[
-    str,
-    Field(
-        pattern=r"\.jinja$|\{output\}",
-        description="a path that ends in .jinja or a text with {instruction} and {output}",
-    ),
-]
-
-PissaSteps = Annotated[
-    str, Field(pattern=r"^pissa_niter_\d+$", description="pissa_niter_N (N steps instead of a whole SVD)")
-]
-
-Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa"]
-
-# Those that need no arguments of their own.
-SCHEDULERS = (
-    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
-)  # fmt: skip
-OPTIMIZERS = (
-    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
-    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor", "sgd", "adagrad", "rmsprop",
-)  # fmt: skip
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_PRECISIONS = {full: short for short, full in _DTYPES.items()}
-_TORCH_DTYPES = {f"torch.{full}": full for full in _DTYPES.values()}
-
-
-def _no_for_false(value: Any) -> Any:
-    return "no" if value is False else value
-
-
-Strategy = Annotated[
-    Literal["no", "steps", "epoch"],
-    BeforeValidator(_no_for_false, json_schema_input_type=Literal["no", "steps", "epoch", False]),
-]
-
-
-def _count_of_none(value: Any) -> Any:
-    """Axolotl's 0.0 is no rows, not a share."""
-    return 0 if isinstance(value, float) and value == 0 else value
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _names(value: Any) -> Any:
-    """One name, or a list of them, or none."""
-    match value:
-        case None:
-            return ()
-        case str(names):
-            return tuple(name.strip() for name in names.split(","))
-        case _:
-            return _as_tuple(value)
-
-
-def _init_lora_weights(value: Any) -> Any:
-    """PEFT's true is its default start."""
-    return "default" if value is True or value is None else value
-
-
-def _trackers(value: Any) -> Any:
-    match value:
-        case None | "none" | ["none"] | []:
-            return ()
-        case str(name):
-            return (name,)
-        case _:
-            return _as_tuple(value)
-
-
-_NONE = Annotated[tuple[Literal["none"], ...], Field(min_length=1, max_length=1)]
-Trackers = Annotated[
-    tuple[Tracker, ...],
-    BeforeValidator(_trackers, json_schema_input_type=tuple[Tracker, ...] | _NONE | Tracker | Literal["none"] | None),
-]
-
-
-def _spelled(*names: str, spellings: dict[str, str]) -> BeforeValidator:
-    """Other spellings of these names; null means auto, as in the guide's `dtype=None`."""
-    return BeforeValidator(
-        lambda value: spellings.get(str(value), value) if value is not None else "auto",
-        json_schema_input_type=Literal[(*names, *spellings, None)],
-    )
-
-
-def _listed(value: Any) -> Any:
-    """One name, or a list of them."""
-    return (value,) if isinstance(value, str) else _as_tuple(value)
-
-
-_Metrics = Annotated[tuple[Auto | Metric, ...], Field(min_length=1)]
-Metrics = Annotated[_Metrics, BeforeValidator(_listed, json_schema_input_type=_Metrics | Auto | Metric)]
-
-Figure = Literal[
-    "eval_loss", "eval_exact_match", "eval_normalized_match", "eval_number_match", "eval_json", "eval_json_f1",
-    "eval_rouge_l", "eval_bleu", "eval_tool_calls",
-]  # fmt: skip
-_UNPREFIXED = {figure.removeprefix("eval_"): figure for figure in get_args(Figure)}
-
-
-def _prefixed(value: Any) -> Any:
-    """As it is logged; transformers takes it without the prefix, too."""
-    return _UNPREFIXED.get(value, value) if isinstance(value, str) else value
-
-
-BestBy = Annotated[
-    Figure, BeforeValidator(_prefixed, json_schema_input_type=Literal[(*_UNPREFIXED, *_UNPREFIXED.values())])
-]
-
-_NAMES_TEXT = Annotated[str, Field(pattern=r"^\s*[^\s,][^,]*(,\s*[^\s,][^,]*)*$")]
-Names = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(_names, json_schema_input_type=tuple[Text, ...] | _NAMES_TEXT | None),
-]
 
 
 class _Section(BaseModel):
@@ -161,10 +49,7 @@ class ModelConfig(_Section):
 
     name_or_path: Text = Field(description="hub id, folder, .gguf file, or demo")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        _spelled("auto", *_DTYPES.values(), spellings=_DTYPES | _TORCH_DTYPES),
-    ] = Field(
+    dtype: Dtype = Field(
         "auto", description="how weights are stored; auto: a frozen base as it computes, trained weights in float32"
     )
     load_in_4bit: bool = Field(False, description="store the frozen base in 4 bits (QLoRA); needs bitsandbytes")
@@ -180,8 +65,8 @@ class AdapterConfig(_Section):
     r: Auto | Count = Field(16, description="LoRA rank; auto: by the number of rows")
     lora_alpha: Positive = Field(16.0, description="LoRA scale: updates are multiplied by lora_alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    target_modules: Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], BeforeValidator(_as_tuple)] = (
-        Field("all-linear", description="all-linear, a list of module names, or a regular expression")
+    target_modules: Modules = Field(
+        "all-linear", description="all-linear, a list of module names, or a regular expression"
     )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained")
     init_from: Text | None = Field(None, description="an adapter's folder, or a run, to go on from on new data")
@@ -189,10 +74,9 @@ class AdapterConfig(_Section):
     use_dora: bool = Field(
         False, description="DoRA: the length of each weight row is trained apart from its direction"
     )
-    init_lora_weights: Annotated[
-        Start | PissaSteps,
-        BeforeValidator(_init_lora_weights, json_schema_input_type=Start | PissaSteps | Literal[True] | None),
-    ] = Field("default", description="where the adapter starts: default, gaussian, orthogonal, olora, pissa, …")
+    init_lora_weights: InitLoraWeights = Field(
+        "default", description="where the adapter starts: default, gaussian, orthogonal, olora, pissa, …"
+    )
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = Field(
         None, description="LoRA+: how many times faster the update matrices B learn; null: as fast as the rest"
     )
@@ -214,7 +98,7 @@ class SourceConfig(_Section):
 
 Sources = Annotated[
     Text | Annotated[tuple[Text | SourceConfig, ...], Field(min_length=1)],
-    BeforeValidator(_as_tuple),
+    BeforeValidator(as_tuple),
     Field(description="a path, or a list of paths or of {path: …, weight: …}"),
 ]
 
@@ -257,7 +141,7 @@ class DataConfig(_Section):
     )
     packing: Auto | bool = Field("auto", description="fill sequences up to max_length; auto: where 100 steps remain")
     validation_path: Text | None = Field(None, description="a file of validation rows; none are split off then")
-    test_size: Annotated[Annotated[int, Field(ge=0)] | Share | None, BeforeValidator(_count_of_none)] = Field(
+    test_size: TestSize = Field(
         None, description="share or number of validation rows; null: 0.1, at most 1000, none under 100 rows"
     )
     group_by: Text | None = Field(None, description="field whose equal rows share a side of the split")
@@ -284,7 +168,7 @@ class TrainingConfig(_Section):
     learning_rate: Auto | Positive = Field("auto", description="peak learning rate; auto: by method and model size")
     lr_scheduler_type: Literal[SCHEDULERS] = Field("linear", description="how the learning rate falls")  # type: ignore[valid-type]
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="share of steps with a rising rate")
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="steps with a rising rate, instead")
+    warmup_steps: Whole | None = Field(None, description="steps with a rising rate, instead")
     weight_decay: NotNegative = Field(0.01, description="AdamW's weight decay")
     max_grad_norm: NotNegative = Field(1.0, description="gradients are clipped to this norm; 0: not clipped")
     optim: Literal[("auto", *OPTIMIZERS)] = Field("auto", description="optimizer; auto: adamw_torch_fused")  # type: ignore[valid-type]
@@ -300,10 +184,10 @@ class TrainingConfig(_Section):
     torch_compile: Auto | bool = Field(
         "auto", description="compile the model's layers; auto: in a long full fine-tuning on a CPU"
     )
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], _spelled("auto", *_DTYPES, spellings=_PRECISIONS)
-    ] = Field("auto", description="how it computes; auto: bf16 where the hardware does it natively")
-    seed: Annotated[int, Field(ge=0)] = Field(42, description="of adapter, order, dropout and validation split")
+    precision: Precision = Field(
+        "auto", description="how it computes; auto: bf16 where the hardware does it natively"
+    )
+    seed: Whole = Field(42, description="of adapter, order, dropout and validation split")
     num_processes: Count | None = Field(
         None, description="processes that train together; null: one, or those started"
     )
@@ -322,7 +206,7 @@ class EvaluationConfig(_Section):
     eval_strategy: Strategy = Field("epoch", description="no, steps or epoch")
     eval_steps: Count | Share = Field(100, description="steps (or share of all steps) between evaluations")
     per_device_eval_batch_size: Count | None = Field(None, description="rows at a time; null: as in training")
-    generate: Annotated[int, Field(ge=0)] | None = Field(
+    generate: Whole | None = Field(
         None, description="validation rows that are answered, and the answers scored; null or 0: none"
     )
     generate_max_new_tokens: Count = Field(256, description="tokens of such an answer, at most")
@@ -358,7 +242,7 @@ class LoggingConfig(_Section):
 
     logging_steps: Count = Field(10, description="steps between lines of metrics.jsonl; first and last always")
     report_to: Trackers = Field((), description="none, or a list of tensorboard, wandb, trackio, mlflow …")
-    report_rows: Annotated[int, Field(ge=0)] = Field(
+    report_rows: Whole = Field(
         3, description="rows, and answers to rows, that trackers are shown; 0: none leaves the run"
     )
     run_name: Text | None = Field(None, description="the run's name at the tracker; null: its directory's")
@@ -398,13 +282,6 @@ def setting_names() -> Iterable[str]:
     yield from (name for name in Config.model_fields if name not in SECTIONS)
 
 
-_FOR_EDITORS = """A config file of truetune: every setting in its section, under truetune's own name.
-
-truetune reads more than is said here: names that other tools use, and a setting outside of its section. One name a \
-setting is what an editor can complete and explain, so that the others are marked as unknown; `truetune train` takes \
-them and says what each is called. What depends on other settings, or on the machine, is checked by truetune alone."""
-
-
 def value_of(config: Config, name: str) -> Any:
     """The setting of a dotted name."""
     section, _, leaf = name.rpartition(".")
@@ -424,27 +301,6 @@ def is_named(config: Config, name: str) -> bool:
     """True if the setting of a dotted name was given, and is no default."""
     section, _, leaf = name.rpartition(".")
     return leaf in (getattr(config, section) if section else config).model_fields_set
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a config file, by which editors complete and check it.
-
-    What it takes, load_config takes; but to JSON Schema 16.0 is a whole number. Draft 7, whose words it keeps to, is
-    what editors of some years' age know as well.
-    """
-    schema = Config.model_json_schema()
-    properties = schema["properties"]
-    for name in SECTIONS.keys() - set(schema["required"]):
-        # `training:` with nothing behind it is what stands there while one writes.
-        section = properties[name]
-        properties[name] = {"anyOf": [{"$ref": section["$ref"]}, {"type": "null"}], "default": section["default"]}
-    return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        **schema,
-        "title": "truetune's config",
-        "description": _FOR_EDITORS,
-        "properties": {"$schema": {"type": "string", "description": "this schema, for editors"}, **properties},
-    }
 
 
 LORA_KINDS = (

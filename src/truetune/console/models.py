@@ -12,7 +12,8 @@ from truetune.figures import byte_size, short_count
 if TYPE_CHECKING:
     from truetune.pipeline.doctor.diagnosis import Diagnosis
     from truetune.pipeline.doctor.libraries import Library
-    from truetune.pipeline.models import ModelDescription, Need
+    from truetune.pipeline.models.describe import ModelDescription
+    from truetune.pipeline.models.needs import Need
 
 
 def show_models(models: Sequence["ModelDescription"]) -> None:

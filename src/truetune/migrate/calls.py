@@ -1,39 +1,19 @@
 """The calls of a training script that say how a model is trained, and what their arguments mean here."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from truetune.config.names import Fallback
 from truetune.migrate import hugging_face, trl
-from truetune.migrate.datasets import SLICED, is_sliced, template_of
-from truetune.migrate.formatting import template_of_function
+from truetune.migrate.call_kinds import LOG_IN, MADE, ROW_WORK, TOKENIZER, TRAINERS, Kind, formatted_by
+from truetune.migrate.datasets import template_of
 from truetune.migrate.outcomes import OFF, Leave, Outcome, Rule, Set, each, harmless, left, only, rules, to
+from truetune.migrate.row_calls import row_call
 from truetune.migrate.walk import Call, Walk
 
-_TRAINERS = ("SFTTrainer", "UnslothTrainer", "Trainer")
 _ARGUMENTS = ("SFTConfig", "TrainingArguments", "UnslothTrainingArguments", "Seq2SeqTrainingArguments")
 _MODEL_CLASSES = ("FastLanguageModel", "FastModel")
-_FILES = ("json", "csv", "parquet", "text", "arrow")
-_MADE = harmless("it is what the script made before")
-_TOKENIZER = harmless("the tokenizer comes with the model")
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A call that says how a model is trained: its rules by argument, and the names of what stands without one.
-
-    `objects` are arguments whose value is a thing of the script's own, which needs no reading.
-    """
-
-    name: str
-    rules: Mapping[str, Rule]
-    order: Sequence[str] = ()
-    objects: frozenset[str] = frozenset()
-    shares_names: bool = False
-
-
-# --- which calls ------------------------------------------------------------------------------------------
 
 
 def kind_of(call: Call, walk: Walk) -> Kind | None:
@@ -43,34 +23,16 @@ def kind_of(call: Call, walk: Walk) -> Kind | None:
             return _loading(call)
         case "get_peft_model" if call.receiver:
             return UNSLOTH_LORA
-        case "load_dataset":
-            return _load_dataset(call, walk)
-        case "map":
-            return _mapping(call, walk)
-        case "from_list" | "from_dict" | "from_pandas" | "from_generator" if call.receiver.endswith("Dataset"):
-            return Kind(
-                f"Dataset.{call.name}", _ANY_ROWS, ("mapping",), frozenset({"mapping", "data", "df", "generator"})
-            )
         case "init" if call.receiver == "wandb":
             return _WANDB
         case "train" if not (call.positional or call.keywords):
             return None
-        case "filter" | "select" | "take" if _is_rows(call):
-            return Kind(call.name, {call.name: _KEPT}, (call.name,), frozenset({call.name, *call.keywords}))
-        case "shuffle" if _is_rows(call):
-            return Kind("shuffle", {"seed": _ONE_SEED, "buffer_size": _ONE_SEED}, ("seed",))
-        case "rename_column":
-            return Kind("rename_column", _renamed(call), ("original_column_name", "new_column_name"))
-        case "SFTTrainer" | "UnslothTrainer" | "Trainer":
-            return Kind(
-                call.name, {**_TRAINER.rules, **_formatting(call, walk)}, _TRAINER.order, _TRAINER.objects, True
-            )
+        case name if name in TRAINERS:
+            given = str(call.keywords.get("formatting_func"))
+            own = {**_TRAINER.rules, "formatting_func": formatted_by(given, call, walk)}
+            return replace(_TRAINER, name=name, rules=own)
         case _:
-            return _KINDS.get(call.name)
-
-
-def _is_rows(call: Call) -> bool:
-    return any(word in call.receiver.lower() for word in ("data", "ds", "train", "eval", "rows"))
+            return row_call(call, walk) or _KINDS.get(call.name)
 
 
 def _loading(call: Call) -> Kind | None:
@@ -84,127 +46,14 @@ def _loading(call: Call) -> Kind | None:
     if "Tokenizer" in owner or owner == "AutoProcessor":
         return Kind(
             f"{owner}.from_pretrained",
-            dict.fromkeys([*call.keywords, "name"], _TOKENIZER),
+            dict.fromkeys([*call.keywords, "name"], TOKENIZER),
             ("name",),
             frozenset({*call.keywords, "name"}),
         )
     return None
 
 
-def _load_dataset(call: Call, walk: Walk) -> Kind:
-    """load_dataset: training rows, or validation rows where the trainer is given them as such."""
-    given = {**dict(zip(("path", "name"), call.positional, strict=False)), **call.keywords}
-    validates = any(
-        other.name in _TRAINERS and str(other.keywords.get("eval_dataset")) == call.result and call.result
-        for other in walk.calls
-    )
-    files = given.get("data_files")
-    if validates:
-        rule = (
-            to("data.validation_path")
-            if isinstance(files, str)
-            else left("name the file of validation rows in data.validation_path")
-        )
-        own = {
-            **dict.fromkeys(given, harmless("validation rows are read as the training rows are")),
-            "data_files": rule,
-        }
-        if not isinstance(files, str):
-            own["path"] = rule
-        return Kind("load_dataset", own, ("path", "name"))
-    return Kind("load_dataset", {**_DATASET_REST, **_training_rows(given)}, ("path", "name"))
-
-
-def _training_rows(given: Mapping[str, Any]) -> dict[str, Rule]:
-    files, split = given.get("data_files"), given.get("split")
-    named_files = files if isinstance(files, dict) else {"train": files}
-    files, others = named_files.get("train"), {name: path for name, path in named_files.items() if name != "train"}
-    if given.get("path") in _FILES:
-        place: Any = files
-    else:
-        words = {"path": given.get("path"), "subset": given.get("name"), "revision": given.get("revision")}
-        words |= {"split": None if is_sliced(split) else split, "data_files": files}
-        entry = {name: value for name, value in words.items() if isinstance(value, str)}
-        place = (
-            entry["path"]
-            if list(entry) == ["path"] or (entry.keys() == {"path", "split"} and split == "train")
-            else [entry]
-        )
-    rule = to("data.path", convert=lambda _: place)
-    own: dict[str, Rule] = dict.fromkeys(("path", "name", "revision"), rule)
-    own["split"] = left(SLICED) if is_sliced(split) else rule
-    own["data_files"] = _files_rule(place, others)
-    return own
-
-
-def _files_rule(place: Any, others: Mapping[str, Any]) -> Rule:
-    """The files: those of training are data.path; one of validation is data.validation_path."""
-
-    def rule(*_: Any) -> Iterator[Outcome]:
-        if place is not None:
-            yield Set("data.path", place)
-        held_out = [path for name, path in others.items() if name in ("validation", "test", "eval", "valid")]
-        if held_out and isinstance(held_out[0], str):
-            yield Set("data.validation_path", held_out[0])
-        if place is None and not held_out:
-            yield Leave("name the files in data.path")
-
-    return rule
-
-
-def _mapping(call: Call, walk: Walk) -> Kind | None:
-    given = call.positional[0] if call.positional else call.keywords.get("function")
-    function = walk.functions.get(str(given)) or walk.lambdas.get(str(given))
-    if function is None and not _is_rows(call):
-        return None
-    own = rules({"function": _function_rule(function, call)}, each(_ROW_WORK, *_MAP_REST))
-    return Kind("map", own, ("function",), frozenset({"function", "fn_kwargs", *_MAP_REST}))
-
-
-def _function_rule(function: Any, call: Call) -> Rule:
-    def rule(*_: Any) -> Iterator[Outcome]:
-        if function is None:
-            yield Leave("the function is not in the script: see data.template, or pass formatting= in Python")
-        else:
-            yield from template_of_function(function, call.names)
-
-    return rule
-
-
-def _formatting(call: Call, walk: Walk) -> dict[str, Rule]:
-    given = str(call.keywords.get("formatting_func"))
-    return {"formatting_func": _function_rule(walk.functions.get(given) or walk.lambdas.get(given), call)}
-
-
-def _renamed(call: Call) -> dict[str, Rule]:
-    given = [*call.positional, *call.keywords.values()]
-    if len(given) == 2 and all(isinstance(name, str) for name in given):
-        rule = to("data.columns", convert=lambda _: {given[0]: given[1]})
-    else:
-        rule = left("name the fields in data.columns")
-    return dict.fromkeys(("original_column_name", "new_column_name"), rule)
-
-
 # --- their rules ------------------------------------------------------------------------------------------
-
-_KEPT = left("rows are chosen in the script: write those that are kept to a file")
-_ONE_SEED = harmless("adapter, order and split have one seed here: training.seed")
-_ROW_WORK = harmless("rows are prepared in truetune's own way")
-_MAP_REST = (
-    "batched",
-    "batch_size",
-    "num_proc",
-    "remove_columns",
-    "desc",
-    "load_from_cache_file",
-    "with_indices",
-    "writer_batch_size",
-)
-_LOG_IN = left("log in with: hf auth login")
-_ANY_ROWS = dict.fromkeys(
-    ("mapping", "data", "df", "generator"),
-    left("rows are made in the script: write them to a file, or give them to truetune.train"),
-)
 
 
 def _seed(value: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
@@ -242,7 +91,7 @@ def _resume(__: Any, _: Mapping[str, Any]) -> Iterator[Outcome]:
 _MODEL_RULES: dict[str, Rule] = rules(
     each(to("model.name_or_path"), "model_name", "pretrained_model_name_or_path", "name"),
     each(hugging_face.dtype, "dtype", "torch_dtype"),
-    each(_LOG_IN, "token", "use_auth_token"),
+    each(LOG_IN, "token", "use_auth_token"),
     each(
         harmless("models are loaded, and placed, in truetune's own way"),
         *("device_map", "cache_dir", "low_cpu_mem_usage", "attn_implementation", "use_cache", "local_files_only"),
@@ -269,7 +118,7 @@ _PLAIN_MODEL = Kind(
 )
 _PEFT_MODEL = Kind(
     "PeftModel.from_pretrained",
-    {"model_id": to("adapter.init_from"), "is_trainable": harmless("it is trained"), "model": _MADE},
+    {"model_id": to("adapter.init_from"), "is_trainable": harmless("it is trained"), "model": MADE},
     ("model", "model_id"),
     frozenset({"model"}),
 )
@@ -286,7 +135,7 @@ _LORA_RULES: dict[str, Rule] = {
     "loftq_config": only(None, {}, [], otherwise="LoftQ is not supported: set adapter.init_lora_weights"),
     "fan_in_fan_out": harmless("PEFT sets it by the kind of layer"),
     "temporary_location": harmless("nothing is put aside"),
-    "model": _MADE,
+    "model": MADE,
     **each(
         left("every layer gets the same adapter: name the modules in adapter.target_modules"),
         *(
@@ -336,7 +185,7 @@ _ARGUMENT_RULES: dict[str, Rule] = rules(
     {
         "embedding_learning_rate": left("every module learns at training.learning_rate"),
         "dataset_num_proc": to("data.num_proc"),
-        "tokenizer": _TOKENIZER,
+        "tokenizer": TOKENIZER,
     },
 )
 _TRAINER = Kind(
@@ -350,9 +199,9 @@ _TRAINER = Kind(
         "optimizers": left("the optimizer is chosen by training.optim"),
         "data_collator": harmless("batches are made by truetune; what is learned is said by data.train_on"),
         "infer_schema": harmless("rows are read one by one"),
-        "dataset_batch_size": _ROW_WORK,
+        "dataset_batch_size": ROW_WORK,
         "max_seq_length": to("data.max_length"),
-        "args": _MADE,
+        "args": MADE,
     },
     ("model", "args"),
     frozenset(
@@ -394,23 +243,6 @@ _WANDB = Kind(
     (),
     frozenset({"config"}),
 )
-_DATASET_REST: dict[str, Rule] = {
-    **each(_LOG_IN, "token", "use_auth_token"),
-    **each(
-        harmless("rows are kept in truetune's own cache"),
-        "cache_dir",
-        "num_proc",
-        "keep_in_memory",
-        "download_mode",
-        "verification_mode",
-    ),
-    "streaming": left("rows are prepared once and memory-mapped; data.streaming is for more than a disk holds"),
-    "trust_remote_code": left("loading scripts are not run"),
-    "field": to("data.field"),
-    "data_dir": left("name the files in data.data_files"),
-    "delimiter": left("the kind of a file is told by its name: .csv or .tsv"),
-    "features": left("values stay as the file spells them"),
-}
 _QUANTIZED = Kind(
     "BitsAndBytesConfig",
     {
@@ -472,23 +304,13 @@ _KINDS: dict[str, Kind] = {
         (),
         frozenset({"gradient_checkpointing_kwargs"}),
     ),
-    "train_test_split": Kind(
-        "train_test_split",
-        {
-            "test_size": to("data.test_size"),
-            "seed": _ONE_SEED,
-            "shuffle": harmless("rows are held out by their text, which is stable"),
-            "train_size": left("set data.test_size"),
-        },
-        ("test_size",),
-    ),
     "train_on_responses_only": Kind(
         "train_on_responses_only",
         {
             "response_part": _answers_alone,
             "instruction_part": harmless("answers are found by the template"),
-            "num_proc": _ROW_WORK,
-            "trainer": _MADE,
+            "num_proc": ROW_WORK,
+            "trainer": MADE,
         },
         ("trainer",),
         frozenset({"trainer"}),
@@ -498,7 +320,7 @@ _KINDS: dict[str, Kind] = {
         {
             "response_template": _answers_alone,
             "instruction_template": harmless("answers are found by the template"),
-            "tokenizer": _TOKENIZER,
+            "tokenizer": TOKENIZER,
             "mlm": harmless("answers are learned"),
         },
         ("response_template",),
@@ -518,16 +340,12 @@ _KINDS: dict[str, Kind] = {
             "chat_template": _chat_template,
             "mapping": harmless("turns are found by their usual names"),
             "map_eos_token": harmless("the stop token comes from the template"),
-            "tokenizer": _TOKENIZER,
+            "tokenizer": TOKENIZER,
         },
         ("tokenizer",),
         frozenset({"tokenizer"}),
     ),
     "set_seed": Kind("set_seed", {"seed": _seed}, ("seed",)),
-    "rename_columns": Kind("rename_columns", {"column_mapping": to("data.columns")}, ("column_mapping",)),
-    "remove_columns": Kind(
-        "remove_columns", {"column_names": _ROW_WORK}, ("column_names",), frozenset({"column_names"})
-    ),
     "train": Kind("train", {"resume_from_checkpoint": _resume}, ("resume_from_checkpoint",)),
     "save_pretrained": _told("save_pretrained", _SAVING, "save_directory"),
     "save_model": _told("save_model", _SAVING, "output_dir"),

@@ -50,6 +50,10 @@ MARKS: Mapping[str, frozenset[str]] = {
 
 TOOLS = (*MARKS, "script")
 
+_JOB = frozenset({"training_file", "training_files", "hyperparameters", "n_epochs", "fine_tuned_model"})
+"""What a request to a hosted service holds, or its answer."""
+_OF_A_JOB = "its file is trained on here, with a model of yours: truetune train --model M --data FILE n_epochs=3"
+
 
 @dataclass(frozen=True, slots=True)
 class Detected:
@@ -67,6 +71,8 @@ def detect(document: Mapping[str, Any]) -> Detected:
     first, second = order[0], order[1]
     if _is_ours(document):
         raise ConfigError("this is a config of truetune's own", hint="use it as it is: truetune train FILE")
+    if not found[first] and keys & _JOB:
+        raise ConfigError("this is a job of a hosted service", hint=_OF_A_JOB)
     if len(found[first]) == len(found[second]):
         likely = [tool for tool in order if found[tool] and len(found[tool]) == len(found[first])]
         raise ConfigError(_unclear(likely, found), hint=f"say which: --from {' or '.join(likely or MARKS)}")

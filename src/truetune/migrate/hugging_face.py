@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+from truetune.config.kinds import Tracker
 from truetune.config.names import Fallback
-from truetune.config.schema import Tracker
 from truetune.migrate.outcomes import (
     OFF,
     Default,

@@ -1,6 +1,7 @@
 """`truetune import`: another tool's config file, or a training script, into a translation."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from truetune.migrate.detect import TOOLS, detect
 from truetune.migrate.document import Document, read_document
 from truetune.migrate.litgpt import LITGPT
 from truetune.migrate.llamafactory import INFO, llamafactory
+from truetune.migrate.notebook import script_of
 from truetune.migrate.outcomes import Tool
 from truetune.migrate.script import read_script
 from truetune.migrate.translation import Translation, resolved, translate
 from truetune.migrate.trl import TRL
 from truetune.migrate.unsloth import UNSLOTH
 from truetune.migrate.write import as_json, as_yaml
+
+_NOTEBOOK = ".ipynb"
+_OF_ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".gz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,16 @@ def import_file(path: str | Path, *, tool: str | None = None) -> Imported:
     path = Path(path)
     if tool not in (None, *TOOLS):
         raise ConfigError(f"no such tool: {tool}", hint=f"tools are {', '.join(TOOLS)}")
-    if tool == "script" or (tool is None and path.suffix == ".py"):
+    if path.suffix in _OF_ROWS:
+        raise ConfigError(f"{path} holds rows, not settings", hint=f"look at them: truetune check {path}")
+    if tool == "script" or (tool is None and path.suffix in (".py", _NOTEBOOK)):
         return _checked(path, *_from_script(path))
     return _checked(path, *_from_document(path, tool))
 
 
 def _from_script(path: Path) -> tuple[Document, Tool, tuple[str, ...]]:
-    script = read_script(read_text(path), name=str(path))
+    text = read_text(path)
+    script = read_script(script_of(text, name=str(path)) if path.suffix == _NOTEBOOK else text, name=str(path))
     return Document(script.values, script.lines), script.tool, script.because
 
 
@@ -84,7 +92,7 @@ def _from_document(path: Path, tool: str | None) -> tuple[Document, Tool, tuple[
         case "axolotl":
             return document, AXOLOTL, because
         case "llamafactory":
-            return document, llamafactory(_dataset_info(path, document.values)), because
+            return document, llamafactory(*_dataset_info(path, document.values)), because
         case "trl":
             return document, TRL, because
         case "unsloth":
@@ -98,13 +106,16 @@ def _flat_lines(lines: Mapping[str, int]) -> dict[str, int]:
     return {**lines, **known}
 
 
-def _dataset_info(path: Path, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What dataset_info.json says, in the data folder below this one or beside the file; None if it is not there."""
-    folder = str(values.get("dataset_dir") or "data")
-    for place in (Path(folder), path.parent / folder, path.parent):
-        if (place / INFO).is_file():
-            return read_document(place / INFO).values
-    return None
+def _dataset_info(path: Path, values: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Path]:
+    """What dataset_info.json says, and its folder: the data folder below this one or one above the file, or beside
+    the file. None if it is in none of them."""
+    folder = Path(str(values.get("dataset_dir") or "data"))
+    above = (parent / folder for parent in path.absolute().parents)
+    for place in (folder, path.parent / folder, path.parent, *above):
+        with suppress(OSError):  # A name may be longer than the system takes.
+            if (place / INFO).is_file():
+                return read_document(place / INFO).values, place
+    return None, folder
 
 
 def _checked(path: Path, document: Document, tool: Tool, because: tuple[str, ...]) -> Imported:

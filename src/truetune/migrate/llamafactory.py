@@ -1,7 +1,7 @@
 """LLaMA-Factory's YAML and JSON. Names and defaults: its src/llamafactory/hparams and data/README.md."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from truetune.migrate import hugging_face
@@ -45,7 +45,7 @@ _MEDIA = ("images", "videos", "audios")
 # --- data sets by name ------------------------------------------------------------------------------------
 
 
-def dataset_rule(info: Mapping[str, Any] | None) -> Rule:
+def dataset_rule(info: Mapping[str, Any] | None, folder: Path) -> Rule:
     """`dataset: a,b` through dataset_info.json, or with a remedy where that file is not there."""
 
     def rule(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]:
@@ -60,7 +60,7 @@ def dataset_rule(info: Mapping[str, Any] | None) -> Rule:
         if refused := [reason for entry in entries if (reason := _refused(entry))]:
             yield Leave(refused[0])
             return
-        places = Places([_place(entry, document) for entry in entries])
+        places = Places([_place(entry, folder) for entry in entries])
         yield Set("data.path", places.value)
         yield from _columns(entries)
 
@@ -82,12 +82,11 @@ def _refused(entry: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _place(entry: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    folder = str(document.get("dataset_dir") or "data")
+def _place(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if "hf_hub_url" in entry:
         place = {"path": entry["hf_hub_url"], "subset": entry.get("subset"), "split": entry.get("split")}
     else:
-        path = str(PurePosixPath(folder) / str(entry.get("file_name") or entry.get("ms_hub_url") or ""))
+        path = (folder / str(entry.get("file_name") or entry.get("ms_hub_url") or "")).as_posix()
         place = {"path": path, "split": entry.get("split")}
     return {name: value for name, value in place.items() if value}
 
@@ -147,9 +146,9 @@ def _packing(value: Any, document: Mapping[str, Any]) -> Iterator[Outcome]:
         yield Set("data.packing", value)
 
 
-def table(info: Mapping[str, Any] | None) -> dict[str, Rule]:
-    """The rules, with what dataset_info.json says."""
-    return rules(_RULES, {"dataset": dataset_rule(info)})
+def table(info: Mapping[str, Any] | None, folder: Path) -> dict[str, Rule]:
+    """The rules, with what dataset_info.json says, whose files lie in `folder`."""
+    return rules(_RULES, {"dataset": dataset_rule(info, folder)})
 
 
 _METHOD = left("the method is not supported: LoRA or all weights are trained")
@@ -324,6 +323,6 @@ def refusals(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "finetuning_type", f"{document['finetuning_type']}: LoRA or all weights are trained"
 
 
-def llamafactory(info: Mapping[str, Any] | None) -> Tool:
-    """The tool, with the document of dataset_info.json (None: it was not found)."""
-    return Tool("llamafactory", "LLaMA-Factory", table(info), defaults, refusals)
+def llamafactory(info: Mapping[str, Any] | None, folder: Path = Path("data")) -> Tool:
+    """The tool, with the document of dataset_info.json (None: it was not found) and the folder that it lies in."""
+    return Tool("llamafactory", "LLaMA-Factory", table(info, folder), defaults, refusals)

@@ -9,7 +9,8 @@ from truetune.config.names import ALIASES, REFUSED
 from truetune.config.schema import setting_names
 from truetune.errors import ConfigError
 from truetune.migrate import hugging_face, trl, unsloth
-from truetune.migrate.calls import LORA_CONFIG, UNSLOTH_LORA, Kind, kind_of
+from truetune.migrate.call_kinds import Kind
+from truetune.migrate.calls import LORA_CONFIG, UNSLOTH_LORA, kind_of
 from truetune.migrate.outcomes import Default, Outcome, Rule, Set, Tool, harmless, left, to
 from truetune.migrate.values import is_read
 from truetune.migrate.walk import Call, Walk, walk_script

@@ -1,5 +1,6 @@
 """The core: another tool's document, key by key, into our settings and into what could not be translated."""
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,14 @@ def _answers(key: str, value: Any, document: Mapping[str, Any], tool: Tool) -> I
             yield each, below.get(each, value), outcome
     for place, inner in below.items():
         if place not in spoken:
-            yield place, inner, Leave(EMPTY, matters=False) if _is_empty(inner) else Leave(UNKNOWN)
+            yield place, inner, Leave(EMPTY, matters=False) if _is_empty(inner) else Leave(_unknown(place, tool))
+
+
+def _unknown(place: str, tool: Tool) -> str:
+    """The reason, with what the key may be meant to be."""
+    known = [*tool.rules, *([*_BARE, *ALIASES] if tool.shares_names else [])]
+    close = difflib.get_close_matches(place, known, n=1, cutoff=0.8)
+    return f"{UNKNOWN} (did you mean {close[0]}?)" if close else UNKNOWN
 
 
 def _under(place: str, above: str) -> bool:
@@ -145,7 +153,7 @@ def _outcomes(key: str, value: Any, document: Mapping[str, Any], tool: Tool) -> 
     if key in tool.rules:
         try:
             return tuple(tool.rules[key](value, document))
-        except (TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # Rules speak of the values that the tool itself takes.
             return (Leave(f"{tool.title} takes no such value either"),)
     return _shared(key, value) if tool.shares_names else ()

@@ -20,7 +20,7 @@ from truetune.model.fused_lora import cast_once
 from truetune.model.greedy import plain
 from truetune.runs.directory import answers_file
 from truetune.training.room import persist
-from truetune.training.session import ScoredRow, ScoredRows
+from truetune.training.scored import ScoredRow, ScoredRows
 
 _AT_A_TIME = 16
 """Rows, at most: more gain little on a CPU (inference/batch.py), and take memory that the training has planned."""

@@ -4,9 +4,9 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -15,7 +15,7 @@ from truetune.errors import BackendError
 from truetune.listener import Listener, StepEvent
 from truetune.model.hardware import used_memory
 from truetune.runs.checkpoints import metrics_line
-from truetune.training.signals import stopping
+from truetune.training.signals import heard_by
 from truetune.training.world import World
 
 NON_FINITE_LIMIT = 3
@@ -80,24 +80,18 @@ class SignalCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._hearing = ExitStack()
 
-    def __enter__(self) -> "SignalCallback":
-        for number in stopping():
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:
-                # Not the main thread: signals stay with whoever embeds us.
-                return self
+    def __enter__(self) -> Self:
+        self._hearing.enter_context(heard_by(self._handle))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._hearing.close()
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: object) -> None:
         self.received = signal.Signals(number).name
-        self.__exit__()
+        self._hearing.close()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

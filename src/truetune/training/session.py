@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from truetune.data.examples import Location, Packed, Tokenized
+from truetune.data.examples import Packed, Tokenized
 from truetune.errors import first_line
-from truetune.inference.answers import Stops
-from truetune.inference.metrics import Expected
 from truetune.listener import Listener
 from truetune.model.adapter import LoraSettings
 from truetune.model.fixtures import FILE, FixedPrompt, Fixtures, record
@@ -18,6 +16,7 @@ from truetune.model.load import ModelOptions
 from truetune.model.source import ModelSource
 from truetune.runs.checkpoints import checkpoint_step
 from truetune.training.job import TrainJob, TrainResult
+from truetune.training.scored import ScoredRows
 from truetune.training.trackers.facts import RunFacts, Scores
 from truetune.training.world import World
 
@@ -50,34 +49,6 @@ class LoadedModel:
     weights: int
     reached_weights: int
     missed_experts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredRow:
-    """A row whose last answer is generated: the ids to go on from, by at most `limit`, and what is expected.
-
-    `prompt` is what was last asked, for people; `id` is the row's own, if it has one.
-    """
-
-    prompt_ids: tuple[int, ...]
-    limit: int
-    expected: Expected
-    prompt: str
-    where: Location
-    id: str | int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredRows:
-    """Validation rows that are answered at each evaluation, and the names of the metrics that score the answers.
-
-    The answers are kept in `folder`, a file for each evaluation.
-    """
-
-    rows: tuple[ScoredRow, ...]
-    metrics: tuple[str, ...]
-    stops: Stops
-    folder: Path
 
 
 @dataclass(frozen=True, slots=True)

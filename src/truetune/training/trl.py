@@ -46,7 +46,7 @@ from truetune.training.monitor import (
     damaged_weight,
     tell_step,
 )
-from truetune.training.session import ScoredRows
+from truetune.training.scored import ScoredRows
 from truetune.training.step import Counts, random_state
 from truetune.training.world import World
 

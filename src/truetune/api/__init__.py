@@ -1,0 +1,1 @@
+"""The Python side: the commands as functions, by room as these, through the same schema as files and flags."""

@@ -1,0 +1,1 @@
+"""What the command line takes, by room as the commands themselves; `parse` makes options of its words."""

@@ -1,0 +1,1 @@
+"""What models are here, what each needs, and what is unusual about one; from their files alone."""

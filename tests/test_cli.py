@@ -13,6 +13,7 @@ import pytest
 import warm
 from conftest import arithmetic_rows, write_jsonl
 from stand_in import stand_in
+from truetune.cli import main
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 SMALL = ("training.precision=fp32", "learning_rate=1e-3", "logging_steps=1")
@@ -60,7 +61,7 @@ def imported_by(words: tuple[str, ...]) -> set[str]:
     return set(done.stderr.splitlines()[-1].split()) if done.stderr.strip() else set()
 
 
-def test_every_command_that_is_listed_explains_itself() -> None:
+def test_every_command_that_is_listed_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     listed = truetune("--help").stdout
     commands = [
         "demo",
@@ -87,13 +88,17 @@ def test_every_command_that_is_listed_explains_itself() -> None:
         "schema",
         "models",
         "doctor",
+        "completion",
     ]
     assert {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "} == {
         *commands
     }
     for command in commands:
         assert f"    {command} " in listed
-        assert truetune(command, "--help").returncode == 0
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: truetune {command} ")
 
 
 def test_a_config_with_several_mistakes_names_them_all_with_their_lines(tmp_path: Path) -> None:
@@ -363,3 +368,24 @@ def test_tensorboard_gets_the_metrics(tiny_base: Path, rows: Path, tmp_path: Pat
         json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
     ]
     assert written == pytest.approx(logged)
+
+
+def test_a_name_or_a_row_that_no_encoding_has_is_told_by_its_escape(tmp_path: Path) -> None:
+    """As another system's archives unpack here: é in Latin-1."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    data = write_jsonl(folder / os.fsdecode(b"caf\xe9.jsonl"), [*arithmetic_rows(2), {"text": "a"}])
+    data.write_text(data.read_text() + '{"prompt": "\\ud800", "completion": "a"}\n')
+    done = truetune("check", str(folder), "--json")
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads(done.stdout)
+    assert report["rows_read"] == 4
+    assert [problem["where"]["path"] for problem in report["problems"] if problem["name"] == "broken-text"] == [
+        str(data)
+    ]
+    for words in (
+        ("check", str(folder)),
+        ("inspect", str(folder), "--model", "none"),
+        ("init", str(folder), "--model", "demo"),
+    ):
+        assert "Traceback" not in truetune(*words, cwd=tmp_path).stderr

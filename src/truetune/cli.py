@@ -4,9 +4,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
-from truetune.arguments import parse_arguments
+from truetune.arguments.parse import parse_arguments
 from truetune.commands.status import stopped_status
 from truetune.environment import set_environment
 from truetune.errors import OtherProcessError, TruetuneError
@@ -15,6 +16,9 @@ from truetune.errors import OtherProcessError, TruetuneError
 def entry() -> NoReturn:
     """The `truetune` command: runs it and exits with its status."""
     set_environment()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A file's name, or a row, may hold what no encoding has: its escape is told, which in JSON means the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 
 
@@ -33,6 +37,9 @@ def main(arguments: Sequence[str]) -> int:
             show_error(error)
         return error.exit_status
     except KeyboardInterrupt:
+        from truetune.console.output import show_interrupted
+
+        show_interrupted()
         return stopped_status("SIGINT")
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say, not even at exit.
@@ -65,6 +72,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "schema": ("setup", "schema"),
     "models": ("setup", "models"),
     "doctor": ("setup", "doctor"),
+    "completion": ("completion", "completion"),
 }
 """Each command's module and function, imported when it is called."""
 

@@ -14,6 +14,7 @@ from truetune.errors import ConfigError, DataError
 
 _REMEDIES = {
     errno.ENOSPC: "make space there, or write elsewhere",
+    errno.EFBIG: "that disk, or a limit of this shell (ulimit -f), takes no file of this size: write elsewhere",
     errno.EDQUOT: "your quota is used up: make space there, or write elsewhere",
     errno.EACCES: "this user may not write there: change its permissions, or write elsewhere",
     errno.EPERM: "this user may not write there: change its permissions, or write elsewhere",
@@ -37,7 +38,8 @@ def write_json(path: Path, document: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes, flushes to the disk, then renames over `path`."""
     with staged_file(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+        # Half of a surrogate pair, of a file's name or of a row, is written as its escape, as JSON has it.
+        staged.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from typing import Any, get_args
 
 import pytest
 
+from truetune.config.kinds import Figure, Metric
 from truetune.config.load import dump_config, load_config
-from truetune.config.schema import Config, Figure, Metric
+from truetune.config.schema import Config
 from truetune.errors import ConfigError
 from truetune.inference.metrics import MEASURED, named_metrics
 

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from truetune.config.json_schema import json_schema
 from truetune.config.load import dump_config, load_config
-from truetune.config.schema import Config, json_schema, setting_names
+from truetune.config.schema import Config, setting_names
 from truetune.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from truetune.config.kinds import OPTIMIZERS, SCHEDULERS
 from truetune.config.load import dump_config, fields, load_config
 from truetune.config.names import ALIASES
-from truetune.config.schema import OPTIMIZERS, SCHEDULERS, Config, setting_names
+from truetune.config.schema import Config, setting_names
 from truetune.errors import ConfigError
 
 BASE = {"model.name_or_path": "m"}

@@ -94,7 +94,7 @@ def test_a_contradiction_is_told_where_the_last_of_its_settings_stands(tmp_path:
             "check.severity.TT210 must be one of error, warning, note (got 'eror')",
         ),
         ("data.columns={body: 3}", "data.columns.body must be text (got 3)"),
-        ("data.columns.body=text", "data.columns.body: unknown setting (data.columns is a mapping of names)"),
+        ("data.columns.body=text", "data.columns is a mapping of names; write data.columns='{body: …}'"),
         ("training.optim.name=sgd", "training.optim.name: unknown setting (training.optim is one of auto, "),
         ("deploy.target=vllm", "deploy.target: unknown setting (deploy is one of vllm, gguf, ollama or null)"),
         ("target_modules=[q_proj, 3]", "adapter.target_modules[1] must be text (got 3)"),

@@ -1,5 +1,7 @@
 """The end of a training in 80 columns: sentences wrapped, commands whole."""
 
+from dataclasses import replace
+
 import pytest
 
 from truetune.console.summary import show_outcome
@@ -39,6 +41,11 @@ def test_the_plan_stands_beside_what_was_taken(capsys: pytest.CaptureFixture[str
         "steps        120              120              +0%",
         "peak memory  3.10 GB",
     ]
+
+
+def test_the_longest_time_that_is_planned_does_not_touch_what_was_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    short = replace(OUTCOME, planned=(Planned("Time", "less than a second", "6.1 s", "+510%"),))
+    assert "time         less than a second 6.1 s            +510%" in shown(short, capsys)
 
 
 def test_what_there_is_nothing_to_say_of_takes_no_room(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from conftest import CHATML, STRICT, THINKING, TOOLS, byte_tokenizer
 from traced import Traced, call, chat, words_tokenizer
-from truetune.data.examples import IGNORED
-from truetune.data.rules import RowError
+from truetune.data.examples import IGNORED, Location, Note
+from truetune.data.rules import RowError, Tally
 from truetune.errors import TemplateError
 
 CHAT = byte_tokenizer(chat_template=CHATML)
@@ -225,3 +225,12 @@ def test_tools_that_are_not_rendered_are_told_also_where_a_call_names_them() -> 
     assert (
         "not-rendered:tools" in Traced({"messages": turns, "tools": tools}, byte_tokenizer(chat_template=TOOLS)).notes
     )
+
+
+def test_tools_that_no_prompt_tells_ask_for_another_template_and_not_to_be_taken_out() -> None:
+    tally = Tally()
+    tally.note([Note("not-rendered", "tools"), Note("not-rendered", "mood")], Location("rows.jsonl", 1))
+    mood, tools = (problem.hint or "" for problem in tally.noted())
+    assert "take it out of the rows" in mood
+    assert "take it out of the rows" not in tools
+    assert "name a data.template" in tools

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from traced import HERMES, HI, W_CALL, W_TOOL, YO, call
 from truetune.data.examples import Location, Record
 from truetune.data.formats import expand_record, parse_example
@@ -102,7 +103,7 @@ def test_an_odd_value_anywhere_gives_a_whole_example_or_a_row_error(value: Any) 
         require_example_or_row_error(changed(row, path, value))
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
 def test_any_json_anywhere_gives_a_whole_example_or_a_row_error(
     place: tuple[dict[str, Any], tuple[Any, ...]], value: Any, as_text: bool

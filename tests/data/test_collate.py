@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CHATML, byte_tokenizer
+from properties import examples
 from traced import Traced, chat
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED, Tokenized
@@ -42,7 +43,7 @@ LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size
 
 
 @given(LENGTHS)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_every_sample_starts_at_position_0_with_a_token_that_is_no_target(lengths: list[list[int]]) -> None:
     rows = [
         {"input_ids": [7] * sum(row), "labels": [7] * sum(row), "seq_lengths": row}  # Even where a row forgot it.
@@ -79,3 +80,40 @@ def test_rows_of_one_length_are_not_padded() -> None:
     assert batch["input_ids"].tolist() == [C1.input_ids, C2.input_ids]
     assert batch["labels"].tolist() == [C1.labels, C2.labels]
     assert batch["attention_mask"].all()
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def weighed(*weights: float) -> list[dict[str, Any]]:
+    """Rows of two tokens each, in packs of two and one alone."""
+    pack_of_two = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5], "seq_lengths": [2, 3]}
+    alone = {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]}
+    return [{**pack_of_two, "weights": list(weights[:2])}, {**alone, "weights": list(weights[2:])}]
+
+
+def test_each_token_has_the_weight_of_its_own_sample() -> None:
+    batch = collate(weighed(0.5, 2.0, 3.0))
+    assert batch["loss_weights"].tolist() == [[0.5, 0.5, 2.0, 2.0, 2.0, 3.0, 3.0]]
+    assert batch["loss_weights"].shape == batch["input_ids"].shape
+
+
+def test_weights_of_one_are_none() -> None:
+    assert "loss_weights" not in collate(weighed(1.0, 1.0, 1.0))
+    assert "loss_weights" in collate(weighed(1.0, 1.0, 2.0))
+    rows = features(Tokenized([1, 2], [1, 2]), Tokenized([3], [3]))
+    assert "loss_weights" not in collate_padded(rows, pad_token_id=0)
+    assert "loss_weights" not in collate_padded([{**row, "weights": [1.0]} for row in rows], pad_token_id=0)
+    assert "loss_weights" not in collate_padded(rows[1:], pad_token_id=0)
+
+
+def test_padded_rows_have_a_weight_for_every_place_and_padding_bears_no_loss() -> None:
+    rows = [
+        {**row, "weights": [weight]}
+        for row, weight in zip(features(C1, Tokenized([1, 2], [-100, 2])), (1.0, 0.5), strict=True)
+    ]
+    batch = collate_padded(rows, pad_token_id=258)
+    assert batch["loss_weights"].tolist() == [[1.0] * 25, [0.5] * 25]
+    assert batch["input_ids"][1].tolist() == [1, 2, *[258] * 23]
+    assert batch["labels"][1].tolist() == [IGNORED, 2, *[IGNORED] * 23]
+    assert batch["attention_mask"][1].tolist() == [1, 1, *[0] * 23]

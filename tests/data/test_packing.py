@@ -3,10 +3,11 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import CHATML, byte_tokenizer
+from properties import examples
 from traced import Traced, chat
 from truetune.data.examples import IGNORED, Packed, Tokenized
 from truetune.data.packing import pack
@@ -44,7 +45,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.integers(64, 200))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_every_token_and_every_label_comes_out_once_in_its_own_row(rows: list[Tokenized], max_length: int) -> None:
     packs = pack(rows, max_length=max_length)
     assert counted(unpacked(packs)) == counted(rows)
@@ -81,3 +82,28 @@ def test_a_sequence_is_filled_up_to_the_limit_and_not_beyond(max_length: int, co
 def test_a_row_longer_than_a_sequence_is_refused() -> None:
     with pytest.raises(DataError, match="2 rows are longer than the 24 tokens"):
         pack([C1, C2], max_length=24)
+
+
+def test_the_longest_comes_first_and_each_goes_where_the_least_room_is_left() -> None:
+    def places(*lengths: int) -> list[list[int]]:
+        return [list(each) for each in pack([Tokenized([1] * n, [1] * n) for n in lengths], max_length=64).packs]
+
+    assert places(25, 25, 30) == [[2, 0], [1]]
+    assert places(40, 50, 14, 24) == [[1, 2], [0, 3]]
+    assert places(40, 50, 10, 20) == [[1, 2], [0, 3]]
+    assert places(40, 40, 20, 20, 4, 4) == [[0, 3, 4], [1, 2, 5]] or places(40, 40, 20, 20, 4, 4) == [
+        [0, 3, 5],
+        [1, 2, 4],
+    ]
+    assert places(64, 1) == [[0], [1]]
+
+
+def test_some_of_the_sequences_are_sequences_and_weights_go_with_their_rows() -> None:
+    rows = [Tokenized([n] * 30, [n] * 30, weight=float(n)) for n in range(1, 6)]
+    packs = pack(rows, max_length=64)
+    assert [packed.weights for packed in packs] == [
+        [packed.input_ids[0], packed.input_ids[-1]][: len(packed.weights)] for packed in packs
+    ]
+    assert sorted(weight for packed in packs for weight in packed.weights) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert list(packs[1:]) == list(packs)[1:]
+    assert len(packs[1:]) == 2

@@ -101,6 +101,26 @@ def test_a_long_cell_and_a_quoted_line_break_are_one_value(tmp_path: Path) -> No
     assert fields(path) == [{"text": long, "n": "1"}, {"text": 'a\r\nb, "c"', "n": "2"}]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "a;b\n'1,5';\"x;y\"\n"),
+        ("a.csv", '"a";"b"\n\'1,5\';"x;y"\n'),
+        ("a.csv", "a\tb\n'1,5'\tx;y\n"),
+        ("a.csv", "sep=;\na;b\n'1,5';\"x;y\"\n"),
+        ("a.csv", "sep=,\na,b\n\"'1,5'\",x;y\n"),
+        ("a.tsv", "a,b\n\"'1,5'\",x;y\n"),
+        ("a.csv", "a;b;;\n'1,5';\"x;y\";;\n"),
+    ],
+)
+def test_values_are_separated_as_the_header_has_it(tmp_path: Path, name: str, content: str) -> None:
+    assert fields(written(tmp_path, name, content)) == [{"a": "'1,5'", "b": "x;y"}]
+
+
+def test_one_column_stays_one(tmp_path: Path) -> None:
+    assert fields(written(tmp_path, "a.csv", "text\na;b\n")) == [{"text": "a;b"}]
+
+
 def test_a_file_of_lines_is_read_as_it_goes(tmp_path: Path) -> None:
     records = read_records(written(tmp_path, "a.jsonl", '{"text":"a"}\n{"text":\n'))
     assert [dict(record.fields) for record in islice(records, 1)] == [{"text": "a"}]
@@ -132,12 +152,11 @@ def test_a_file_without_rows_has_none(tmp_path: Path, name: str, content: str) -
         ("a.json", "", "line 1", "not valid JSON"),
         ("a.csv", "", "a.csv", "the first line must name the columns"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", "record 2 (ends on line 3)", "3 values under 2 columns"),
-        ("a.csv", "a,b\n1\n", "record 1", "1 values under 2 columns"),
+        ("a.csv", "a,b\n1\n", "record 1", "1 value under 2 columns"),
         ("a.csv", "a,b,a\n1,2,3\n", "line 1", "two columns are named 'a'"),
         ("a.csv", 'a,b\n"x"y,2\n', "line 2", "must end with one"),
         ("a.csv", 'a,b\n"x,2\n\n', "line", "must end with one"),
-        ("a.csv", "instruction;output\nx;y\n", "line 1", "seem to be separated by ';'"),
-        ("a.tsv", "instruction,output\nx,y\n", "line 1", "seem to be separated by ','"),
+        ("a.csv", "a;b;;\nx;y;;z\n", "record 1", "stands in column 4, which has no name"),
         ("a.json", '[{"a": 1},\n {"a": 2}', "line 2, column 10", "Expecting ','"),
         ("a.json", '[{"a": 1},\n {"a": "2', "line 2, column 8", "Unterminated string"),
         ("a.json", '{"data": [{"a": 1}]', "line 1, column 20", "Expecting ','"),
@@ -152,7 +171,7 @@ def test_a_file_without_rows_has_none(tmp_path: Path, name: str, content: str) -
         ("a.jsonl", "{}\n[[]]", "line 2", "expected an object, found a list"),
         ("a.json", '{"cats": [{"a": 1}], "dogs": [{"a": 1}]}', "a.json", "several lists of objects: cats, dogs"),
         ("a.jsonl", '{}\n{"a": 1} x', "line 2, column 10", "Extra data"),
-        ("a.xlsx", "x", "a.xlsx", "use .json"),
+        ("a.xlsx", "x", "a.xlsx", "save the sheet as CSV UTF-8"),
         ("a", "x", "files ending in nothing", "use .json"),
     ],
 )
@@ -173,7 +192,7 @@ def test_a_missing_file_an_empty_folder_and_rows_that_are_none_say_what_to_give(
         (tmp_path / "none.jsonl", "none.jsonl", "not found"),
         (tmp_path, str(tmp_path), "it is empty"),
         ([{}, None], "data, row 2", "found null"),
-        ({"text": "a"}, "data, row 1", "found text"),
+        ({"text": "a"}, "data", "it is a mapping, of text, and rows are expected"),
     ):
         with pytest.raises(DataError) as caught:
             fields(source)

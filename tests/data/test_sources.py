@@ -149,7 +149,7 @@ def test_a_name_with_brackets_is_a_name() -> None:
         ("", "data file not found: ", "org/name"),
         ("empty", "empty: no file of rows in it: it is empty", "give files ending in .json"),
         ("pictures", "pictures: no file of rows in it: it holds x.png", "give files ending in .json"),
-        ("x.xlsx", "files ending in .xlsx are not read", "use .json"),
+        ("x.xlsx", "files ending in .xlsx are not read", "save the sheet as CSV UTF-8"),
         ("https://huggingface.co/datasets/org/name/tree/main", "is an address", "write the hub id: org/name"),
         ("hf://datasets/org/name/a.jsonl", "is an address", "write the hub id: org/name"),
     ],
@@ -217,3 +217,12 @@ def test_what_check_keeps_beside_a_data_file_is_no_data_and_not_told_of() -> Non
         found = find_files(Source(path))
         assert [file.path.name for file in found.files] == ["a.jsonl"]
         assert not found.notices
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["x" * 300 + ".jsonl", "~nobody-of-this-name/a.jsonl", "a\0b.jsonl", '{"instruction": "a", "output": "b"}' * 20],
+)
+def test_a_name_that_the_system_does_not_look_up_is_refused(path: str) -> None:
+    assert "cannot be looked up" in refusal(path).message
+    assert len(refusal(path).message) < 200

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from truetune.data.split import linked, repeated, row_key, split_rows, validation_fraction
+from properties import examples
+from truetune.data.near import NO_PAIRS, Pairs
+from truetune.data.split import linked, near_linked, place, repeated, row_key, split_rows, validation_fraction
 from truetune.data.store import Keys
 
 TEXTS = [f"row {number}" for number in range(2_000)]
@@ -49,7 +51,7 @@ def test_another_process_splits_alike_whatever_its_hash_seed() -> None:
 
 
 @given(st.lists(st.sampled_from(TEXTS[:40]), min_size=1, max_size=60), st.integers(0, 9), st.floats(0.01, 0.99))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_equal_rows_share_a_side_and_order_does_not_matter(texts: list[str], seed: int, size: float) -> None:
     taken = split_examples(texts, test_size=size, seed=seed)
     sides: dict[str, bool] = {}
@@ -82,6 +84,7 @@ def test_another_seed_takes_others() -> None:
         (50, 0.2, 0.2),
         (1_000, 25, 0.025),
         (10, 8, 0.5),
+        (10, 1, 0.1),
         (10, 0, 0.0),
         (1, 0.5, 0.0),
     ],
@@ -107,7 +110,7 @@ def test_one_row_at_least_stays_on_each_side(count: int, test_size: float) -> No
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_group_and_every_group_that_holds_an_equal_row_share_a_key_and_no_other_does(
     rows: list[tuple[int, int]],
 ) -> None:
@@ -133,3 +136,63 @@ def test_a_group_s_key_does_not_change_when_rows_of_other_groups_are_appended() 
 def test_rows_that_equal_an_earlier_one_are_counted_and_the_first_is_named() -> None:
     assert repeated(keys(["a", "b", "c"])) == (0, None)
     assert repeated(keys(["a", "b", "b", "a", "b"])) == (3, 2)
+
+
+# --- near duplicates --------------------------------------------------------------------------------------
+
+
+def pairs(*linked_rows: tuple[int, int]) -> Pairs:
+    first, second = (np.array(column, np.int64) for column in zip(*linked_rows, strict=True))
+    return Pairs(first, second, np.full(len(first), 0.9))
+
+
+def test_near_rows_share_a_group_with_all_that_their_groups_hold() -> None:
+    groups = np.array([7, 8, 9, 9, 10, 11], np.uint64)
+    found, too_many = near_linked(groups, pairs((0, 2), (3, 4)), test_size=None)
+    assert found.tolist() == [7, 8, 7, 7, 7, 11]
+    assert too_many.tolist() == []
+
+
+def test_without_near_rows_groups_stay_as_they_are() -> None:
+    groups = np.array([7, 8, 7], np.uint64)
+    found, too_many = near_linked(groups, NO_PAIRS, test_size=None)
+    assert found.tolist() == [7, 8, 7]
+    assert too_many.tolist() == []
+
+
+@pytest.mark.parametrize(("size", "is_joined"), [(2, True), (5, True), (6, False)])
+def test_a_form_of_more_rows_than_half_of_the_share_is_not_kept_on_one_side(size: int, is_joined: bool) -> None:
+    groups = np.arange(100, dtype=np.uint64)
+    found, too_many = near_linked(groups, pairs(*((0, row) for row in range(1, size))), test_size=0.1)
+    assert too_many.tolist() == ([] if is_joined else list(range(size)))
+    assert len(set(found.tolist())) == (101 - size if is_joined else 100)
+
+
+def test_two_rows_of_one_form_are_always_kept_together() -> None:
+    found, too_many = near_linked(np.arange(4, dtype=np.uint64), pairs((1, 3)), test_size=0.1)
+    assert found.tolist() == [0, 1, 2, 1]
+    assert too_many.tolist() == []
+
+
+def test_places_are_even_and_those_of_another_purpose_are_others() -> None:
+    found = place(keys(TEXTS), 42)
+    assert ((found >= 0) & (found < 1)).all()
+    assert abs(np.histogram(found, bins=10, range=(0, 1))[0] - 200).max() < 50
+    other = place(keys(TEXTS), 42, purpose="order")
+    assert abs(float(np.corrcoef(found, other)[0, 1])) < 0.1
+    assert abs(float(np.corrcoef(found, place(keys(TEXTS), 43))[0, 1])) < 0.1
+
+
+def test_three_rows_of_one_form_are_too_many_where_the_share_is_one_row() -> None:
+    found, too_many = near_linked(np.arange(20, dtype=np.uint64), pairs((0, 1), (1, 2)), test_size=0.1)
+    assert (found.tolist(), too_many.tolist()) == (list(range(20)), [0, 1, 2])
+
+
+def test_a_group_has_one_name_in_whatever_order_its_rows_come() -> None:
+    texts, groups = keys(["a", "b", "a", "c", "b"]), np.array([9, 7, 8, 3, 9], np.uint64)
+    assert linked(texts, groups).tolist() == [7, 7, 7, 3, 7]
+    assert linked(texts[::-1], groups[::-1]).tolist() == [7, 3, 7, 7, 7]
+
+
+def test_places_are_pinned_to_the_bit() -> None:
+    assert place(keys(TEXTS[:2]), 42).tolist() == [0.8283615215114865, 0.5525545485691193]

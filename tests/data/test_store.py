@@ -4,9 +4,10 @@ import gc
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from truetune.data.examples import IGNORED, Tokenized
 from truetune.data.packing import pack
 from truetune.data.store import RowWriter, StoredRow, StoredRows, row_batch
@@ -37,7 +38,7 @@ def stored(path: Path, rows: list[Tokenized], *, chunk: int) -> StoredRows:
 
 
 @given(ROWS, st.integers(1, 7), st.data())
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50)
 def test_rows_come_back_as_they_were_wherever_chunks_end(
     tmp_path: Path, rows: list[Tokenized], chunk: int, data: st.DataObject
 ) -> None:

@@ -225,6 +225,47 @@ def test_a_frame_s_missing_values_are_null() -> None:
     assert type(fields(frame)[0]["number"]) is int
 
 
+def test_a_frame_that_came_from_parquet_has_lists_where_pandas_has_arrays(tmp_path: Path) -> None:
+    import pandas as pd
+
+    turns = [{"role": "user", "tags": ["x"]}, {"role": "assistant", "tags": []}]
+    rows = [{"messages": turns, "n": [1, 2], "share": 0.5}, {"messages": None, "n": [], "share": None}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    found = fields(pd.read_parquet(tmp_path / "a.parquet"))
+    assert found == rows
+    assert all(type(number) is int for number in found[0]["n"])
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "stream.arrow", "a.parquet"])
+def test_a_text_in_a_table_that_is_no_utf_8_is_refused(name: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff"))
+    batch, path = pa.record_batch([broken], names=["t"]), str(tmp_path / name)
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_batches([batch]), path)
+    else:
+        new = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+        with new(path, batch.schema) as file:
+            file.write_batch(batch)
+    with pytest.raises(DataError, match=r"cannot be read: .*(?i:utf-?8)"):
+        fields(tmp_path / name)
+
+
+def test_an_arrow_file_whose_offsets_lead_out_of_it_is_refused(tmp_path: Path) -> None:
+    """pyarrow reads on, in memory that belongs to others."""
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_file(str(path), pa.schema({"t": pa.string()})) as file:
+        file.write_batch(pa.record_batch([pa.array(["x" * 77])], names=["t"]))
+    content = path.read_bytes()
+    # 0 and 77 stand last where the text begins and ends; before that they may be what lies in the file's description.
+    before, found, behind = content.rpartition(b"\0\0\0\0M\0\0\0")
+    assert found
+    path.write_bytes(before + b"\0\0\0\0\xff\xff\xff\x7f" + behind)
+    with pytest.raises(DataError, match=r"a\.arrow: cannot be read"):
+        fields(path)
+
+
 def test_plain_rows_are_left_as_they_are() -> None:
     rows = [{"arguments": {"zip": None}}]
     assert fields(rows) == fields(iter(rows)) == rows

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from conftest import CHATML, CHATML_BOS, STRICT, byte_tokenizer
+from properties import examples
 from traced import Traced, chat, prefixing_tokenizer, swallowing_tokenizer, words_tokenizer
 from truetune.data.examples import IGNORED, Rendered, Tokenized
 from truetune.data.rules import RowError
@@ -77,7 +78,7 @@ WORDS = words_tokenizer(("\n", "\n"), (" ", " "), (" ", "a"), ("a", "b"), (":", 
 
 
 @given(prompt=TEXTS.map("x".__add__), answer=TEXTS.map(lambda text: text + "b"))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @pytest.mark.parametrize("tokenizer", [MERGES, WORDS], ids=["merges", "words"])
 def test_any_prompt_has_its_own_tokens_and_any_answer_is_learned_whole(
     tokenizer: Any, prompt: str, answer: str
@@ -92,7 +93,7 @@ def test_any_prompt_has_its_own_tokens_and_any_answer_is_learned_whole(
 @given(
     st.lists(st.text(alphabet="ab \n:é", min_size=1, max_size=6).map(lambda text: "x" + text), min_size=2, max_size=6)
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_in_a_talk_exactly_the_answers_and_their_terminators_are_learned(texts: list[str]) -> None:
     turns = [f"{'ua'[index % 2]}:{text}" for index, text in enumerate(texts)]
     row = Traced(chat(*turns), CHAT)

@@ -177,6 +177,22 @@ def test_an_argument_without_a_default_has_to_be_there() -> None:
     assert tool_calls("anything", Expected("a text")) is None
 
 
+def test_where_tools_are_offered_and_none_fits_right_is_to_call_none() -> None:
+    expected = Expected("I have no tool for that.", (), (WEATHER,))
+    assert tool_calls("Sorry, I cannot book flights.", expected) == 1
+    assert tool_calls('{"name": "weather", "arguments": {"city": "Rome"}}', expected) == 0
+
+
+@pytest.mark.parametrize("name", ["exact_match", "normalized_match", "rouge_l", "bleu"])
+def test_a_row_that_expects_a_call_is_not_held_against_its_empty_text(name: str) -> None:
+    (metric,) = named_metrics([name])
+    expected = [Expected("the parcel is here"), Expected("", (Call("f", {}),))]
+    answers = ["the parcel is here", '{"name": "f", "arguments": {}}']
+    found = metric.statistics(answers, expected)
+    assert metric.figure(found.sum(0)) == pytest.approx(metric.figure(found[0]))
+    assert metric.row_scores(found)[1] is None
+
+
 def test_parallel_calls_match_in_any_order_and_each_once() -> None:
     one, two = Call("f", {"x": [1, {"y": None}]}), Call("f", {"x": [2]})
     found = '{"name": "f", "arguments": {"x": [2]}}\n{"name": "f", "arguments": {"x": [1, {"y": null}]}}'
@@ -227,6 +243,12 @@ def test_auto_goes_by_what_the_rows_expect(expected: list[str], names: tuple[str
 
 def test_auto_takes_tool_calls_where_every_row_calls() -> None:
     assert choose_metrics([Expected("", (Call("f", {}),))]).names == ("tool_calls",)
+
+
+def test_auto_adds_what_fits_the_words_where_only_some_rows_call() -> None:
+    choice = choose_metrics([Expected("", (Call("f", {}),)), Expected("You are welcome.")])
+    assert choice.names == ("tool_calls", "exact_match", "normalized_match")
+    assert choice.reason.startswith("1 of 2 expected answers call tools; of the others: ")
 
 
 def test_json_brings_its_fields_and_no_name_comes_twice() -> None:

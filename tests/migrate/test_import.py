@@ -184,7 +184,8 @@ def with_info(folder: Path, dataset: str) -> Imported:
 
 def test_dataset_names_become_paths_and_columns_by_dataset_info(tmp_path: Path) -> None:
     found = with_info(tmp_path, "mine, chats, far").translation
-    assert found.settings["data.path"] == ["data/mine.json", "data/chats.jsonl", {"path": "org/far", "subset": "de"}]
+    mine, chats = str(tmp_path / "data" / "mine.json"), str(tmp_path / "data" / "chats.jsonl")
+    assert found.settings["data.path"] == [mine, chats, {"path": "org/far", "subset": "de"}]
     assert found.settings["data.columns"] == {"ask": "instruction", "reply": "output"}
     assert any("kunde" in note for note in found.notes)
 
@@ -336,3 +337,33 @@ def test_every_key_of_the_installed_trl_has_an_answer() -> None:
     assert len(names) > 130
     done = translate({"use_peft": True, **dict.fromkeys(names - {"use_peft"}, "x")}, TRL)
     assert {each.key for each in done.untranslated if each.reason == UNKNOWN} == set()
+
+
+# --- notebooks --------------------------------------------------------------------------------------------
+
+CELLS = [
+    {"cell_type": "markdown", "source": ["# Fine-tuning\n"]},
+    {
+        "cell_type": "code",
+        "source": "%%capture\nimport os\nif 'COLAB_' in os.environ:\n    !pip install \\\n  unsloth\n",
+    },
+    {"cell_type": "code", "source": ["%%bash\n", "nvidia-smi && echo $(date)\n"]},
+    {"cell_type": "code", "source": ["rate = 2e-4\n", "%env X=1\n", "args = SFTConfig(learning_rate=rate)"]},
+    {"cell_type": "code", "source": ["SFTTrainer(model='m', args=args).train()\n"]},
+]
+
+
+def test_a_notebook_is_read_as_the_script_that_its_cells_are(tmp_path: Path) -> None:
+    notebook = tmp_path / "train.ipynb"
+    notebook.write_text(json.dumps({"cells": CELLS, "nbformat": 4}), encoding="utf-8")
+    found = import_file(notebook).translation
+    assert found.settings["training.learning_rate"] == 2e-4
+    assert found.settings["model.name_or_path"] == "m"
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", '{"cells": [{"cell_type": "code"}]}', "[1]"])
+def test_what_is_no_notebook_is_refused(text: str, tmp_path: Path) -> None:
+    notebook = tmp_path / "train.ipynb"
+    notebook.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="this is no notebook"):
+        import_file(notebook)

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import arithmetic_rows, write_jsonl
 from heard import Heard
-from truetune.api import train
+from truetune import train
 from truetune.config.load import load_config
 from truetune.config.schema import Config
 from truetune.errors import BackendError, CheckpointError

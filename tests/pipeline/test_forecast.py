@@ -11,8 +11,9 @@ import truetune
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, write_jsonl
 from heard import FAST
 from truetune.cli import main
+from truetune.config.json_schema import json_schema
 from truetune.config.load import load_config
-from truetune.config.schema import SECTIONS, json_schema
+from truetune.config.schema import SECTIONS
 from truetune.errors import ConfigError
 
 

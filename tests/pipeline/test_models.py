@@ -14,7 +14,9 @@ from conftest import CHATML, byte_tokenizer, tiny_model
 from truetune.cli import main
 from truetune.errors import BackendError
 from truetune.model.shape import shape_of
-from truetune.pipeline.models import Here, ModelDescription, describe_model, list_models, needs
+from truetune.pipeline.models.describe import ModelDescription, describe_model
+from truetune.pipeline.models.found import list_models
+from truetune.pipeline.models.needs import Here, needs
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 WORDS = {"vocab_size": 261, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}

@@ -135,6 +135,15 @@ def test_a_run_of_two_processes_goes_on_in_one(folder: Path) -> None:
     assert difference(folder / "saved-1", folder / "back-to-1") <= 1e-5
 
 
+def test_a_stream_of_two_processes_goes_on_in_one_where_it_was(folder: Path) -> None:
+    shutil.copytree(folder / "streamed-2", folder / "streamed-back")
+    checkpoint = folder / "streamed-back" / "checkpoints" / "checkpoint-3"
+    worlds.train(folder, "streamed", processes=1, output="streamed-back", resume_from_checkpoint=checkpoint)
+    assert difference(folder / "streamed-1", folder / "streamed-back") <= 1e-5
+    resumed, whole = (figures(folder / name, "loss") for name in ("streamed-back", "streamed-1"))
+    assert resumed == pytest.approx(whole, abs=1e-5)
+
+
 # --- endings ------------------------------------------------------------------------------------------------
 
 

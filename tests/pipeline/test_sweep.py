@@ -177,10 +177,11 @@ def test_a_run_that_fails_ends_no_other_and_is_tried_again_only_when_asked(
 
 
 def test_a_signal_stops_the_run_and_the_sweep_and_the_same_command_goes_on(setting: Setting, tmp_path: Path) -> None:
-    """Its first run starts as it does for a user; all else has the libraries loaded."""
     folder = tmp_path / "sweep"
-    command = warm.truetune(*setting.words(folder, "max_steps=150,160", "learning_rate=1e-3", "--json"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = warm.truetune(*setting.words(folder, "max_steps=150,2", "learning_rate=1e-3", "--json"))
+    environment = {**os.environ, "WARM_PYTHON": warm.executable()}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
         first = folder / "max_steps=150" / "metrics.jsonl"
         end = time.monotonic() + 120
         while not (first.exists() and first.stat().st_size):
@@ -194,15 +195,14 @@ def test_a_signal_stops_the_run_and_the_sweep_and_the_same_command_goes_on(setti
     assert document["stopped_by"] == "SIGINT"
     assert {run["name"]: run["status"] for run in document["runs"]} == {
         "max_steps=150": "stopped",
-        "max_steps=160": "not started",
+        "max_steps=2": "not started",
     }
     stopped_at = json.loads((folder / "max_steps=150" / "run.json").read_text())["steps"]
     assert 0 < stopped_at < 150
-    environment = {**os.environ, "WARM_PYTHON": warm.executable()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     runs: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
-    assert {run["name"]: run["steps"] for run in runs} == {"max_steps=150": 150, "max_steps=160": 160}
+    assert {run["name"]: run["steps"] for run in runs} == {"max_steps=150": 150, "max_steps=2": 2}
     record = json.loads((folder / "max_steps=150" / "run.json").read_text())
     assert f"checkpoint-{stopped_at}" in str(record["resumed_from"])
     assert json.loads(done.stdout)["ranked_by"] == "final_loss"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from truetune.report.curves import (
     DRAWN,
     Curve,
@@ -43,6 +44,7 @@ def columns(**values: list[Any]) -> dict[str, Column]:
     st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=300),
     st.integers(1, 20),
 )
+@examples(100)
 def test_thinning_keeps_the_ends_and_the_extremes_of_every_stretch(values: list[float], buckets: int) -> None:
     whole = curve(values)
     few = thinned(whole, buckets=buckets)
@@ -93,6 +95,7 @@ def test_a_curve_without_any_number_is_no_curve() -> None:
 
 
 @given(st.lists(st.floats(-100, 100), min_size=40, max_size=200))
+@examples(100)
 def test_a_smoothed_curve_is_the_mean_of_its_neighbours(values: list[float]) -> None:
     trend = smoothed(curve(values))
     assert trend is not None

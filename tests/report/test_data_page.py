@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import arithmetic_rows, write_jsonl
 from pages import Page, assert_loads_nothing, assert_only_its_own_scripts_may_run, assert_well_formed
+from properties import examples
 from truetune.cli import main
 from truetune.config.load import load_config
 from truetune.config.schema import NO_MODEL
@@ -209,6 +210,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=200))
+@examples(100)
 def test_a_histogram_counts_every_row_once(values: list[int]) -> None:
     drawn = histogram(np.array(values, np.int64))
     assert sum(drawn.counts) == len(values)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from live import log_steps, step_line, write_run
+from properties import examples
 from truetune.pipeline.review.live.watch import Position, log_news, news, parse_position, snapshot
 from truetune.runs.directory import RunDirectory
 
@@ -24,6 +25,7 @@ def steps_of(curves: object) -> list[int]:
 
 
 @given(cuts=st.lists(st.integers(0, 2_000), max_size=6))
+@examples(100)
 def test_a_snapshot_and_what_comes_after_it_are_all_lines_once(
     cuts: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -51,7 +51,9 @@ def test_a_row_without_a_line_of_its_own_is_named_in_the_text() -> None:
     (result,) = as_sarif(Report(7, 6, (problem,)))["runs"][0]["results"]
     assert "region" not in result["locations"][0]["physicalLocation"]
     assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "file:///data/a.json"
-    assert result["message"]["text"] == "record 7, field output: output is empty"
+    text, _, hint = result["message"]["text"].partition(" (")
+    assert text == "record 7, field output: output is empty"
+    assert hint == f"{problem.hint})"
 
 
 def test_the_document_is_json_of_version_2_1_0(tmp_path: Path) -> None:

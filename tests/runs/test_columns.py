@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from truetune.runs import columns
 from truetune.runs.columns import Column, Logged, columns_of, logged_columns, number, read_columns
 
@@ -50,14 +51,14 @@ def assert_same(found: Logged, expected: Logged) -> None:
         np.testing.assert_array_equal(found.columns[name].values, column.values)
 
 
-@settings(deadline=None)  # The first one imports pyarrow.
+@examples(100)
 @given(st.lists(ordinary, min_size=1, max_size=12))
 def test_lines_as_a_training_writes_them_are_read_at_once_and_are_the_same(lines: list[dict[str, Any]]) -> None:
     assert columns._read_at_once(text_of(lines), NAMES) is not None
     assert_same(read(text_of(lines), at_once=True), read(text_of(lines), at_once=False))
 
 
-@settings(deadline=None)
+@examples(100)
 @given(st.lists(ordinary | odd, max_size=6))
 def test_whatever_lines_hold_they_are_the_same(lines: list[dict[str, Any]]) -> None:
     assert_same(read(text_of(lines), at_once=True), read(text_of(lines), at_once=False))

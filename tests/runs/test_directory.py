@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 from truetune.errors import CheckpointError
-from truetune.files import leftovers, remove_folder, staged_folder, write_json, write_text
+from truetune.files import leftovers, remove_folder, staged_file, staged_folder, write_json, write_text
 from truetune.runs.directory import RunDirectory, answers_behind, answers_file, next_directory, now, public
+
+
+def write_half(path: Path) -> None:
+    path.write_text("new" * 100_000)
+    raise OSError("full")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "new" * 100_000 + "\ud800")
+    with pytest.raises(OSError, match="full"), staged_file(tmp_path / "a.txt") as staged:
+        write_half(staged)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

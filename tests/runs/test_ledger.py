@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import truetune
-from truetune.arguments import parse_arguments
+from truetune.arguments.parse import parse_arguments
 from truetune.cli import main
 from truetune.errors import CheckpointError, ConfigError
 from truetune.files import write_json

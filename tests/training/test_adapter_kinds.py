@@ -16,8 +16,8 @@ import truetune
 from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_jsonl
 from heard import FAST, Heard
 from tiny_runs import LORA, ROWS, TOKENIZER, Trained, architecture, job
+from truetune.config.kinds import OPTIMIZERS
 from truetune.config.load import load_config
-from truetune.config.schema import OPTIMIZERS
 from truetune.data.collate import collate
 from truetune.errors import BackendError, CheckpointError
 from truetune.listener import LogListener

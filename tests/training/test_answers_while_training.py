@@ -28,7 +28,7 @@ from truetune.pipeline.inspect import inspect_rows
 from truetune.pipeline.review.outcome import outcome
 from truetune.pipeline.verify import verify_run
 from truetune.runs.checkpoints import state_digests, untimed
-from truetune.training.session import ScoredRows
+from truetune.training.scored import ScoredRows
 
 EACH_STEP: dict[str, Any] = {"validation": ROWS[:3], "eval_strategy": "steps", "eval_steps": 1}
 

@@ -140,10 +140,13 @@ def test_a_config_that_contradicts_the_run_is_refused_before_weights_load(
     assert not base_and_rows["output_dir"].exists()
 
 
-def test_a_file_that_is_not_there_is_refused(base_and_rows: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truetune.pipeline.zero.metadata_has", lambda package: True)
-    with pytest.raises(ConfigError, match=r"config file not found: nowhere\.json"):
-        truetune.train(**base_and_rows, deepspeed="nowhere.json")
+@pytest.mark.parametrize("name", ["nowhere.json", "zero9"])
+def test_a_name_that_is_no_file_and_none_of_ours_is_refused_even_without_the_package(
+    base_and_rows: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truetune.pipeline.zero.metadata_has", lambda package: False)
+    with pytest.raises(ConfigError, match=f"training.deepspeed: {name} is neither zero2 nor zero3 nor a file"):
+        truetune.train(**base_and_rows, deepspeed=name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from conftest import tiny_model
 from tiny_runs import C1, C2, LORA, ROWS, TOKENIZER, Trained, columns, job, row, token_losses, trained_weights
-from truetune.config.schema import OPTIMIZERS, SCHEDULERS
+from truetune.config.kinds import OPTIMIZERS, SCHEDULERS
 from truetune.data.collate import collate, collate_padded
 from truetune.data.examples import IGNORED
 from truetune.data.packing import pack

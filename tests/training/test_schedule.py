@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from truetune.training.schedule import Lengths, is_worth_packing, schedule
 
 PLAIN = {"num_train_epochs": 2, "max_steps": -1, "warmup_steps": 0.5}
@@ -30,7 +31,7 @@ def test_g28_processes_multiply_the_batch(processes: int, batch: int, steps: int
     assert (plan.effective_batch_size, plan.total_steps) == (batch, steps)
 
 
-@pytest.mark.parametrize(("rows", "accumulation"), [(1_000, 4), (270, 4), (100, 3), (60, 1), (5, 1)])
+@pytest.mark.parametrize(("rows", "accumulation"), [(1_000, 4), (270, 4), (100, 3), (70, 2), (60, 1), (5, 1)])
 def test_accumulation_is_lowered_until_fifty_steps_remain(rows: int, accumulation: int) -> None:
     lengths = Lengths(2, "auto", num_train_epochs=3, max_steps=-1, warmup_steps=0)
     plan = schedule(rows, lengths)
@@ -47,6 +48,7 @@ def test_accumulation_is_lowered_until_fifty_steps_remain(rows: int, accumulatio
     warmup=st.floats(0, 1, exclude_max=True),
     processes=st.integers(1, 8),
 )
+@examples(100)
 def test_no_run_has_no_step_or_more_warm_up_than_steps(
     sequences: int, batch: int, accumulation: Any, epochs: float, max_steps: int, warmup: float, processes: int
 ) -> None:
@@ -94,3 +96,18 @@ def test_a_share_of_the_steps_is_rounded_to_whole_steps(steps: int, ratio: float
 def test_parts_of_an_epoch_are_rounded_up_to_whole_steps(rows: int, epochs: float, steps: int) -> None:
     lengths = Lengths(2, 1, num_train_epochs=epochs, max_steps=-1, warmup_steps=0)
     assert schedule(rows, lengths).total_steps == steps
+
+
+@pytest.mark.parametrize(("rows", "accumulation", "steps"), [(400, 4, 50), (392, 3, 66)])
+def test_fifty_steps_are_enough_and_forty_nine_are_not(rows: int, accumulation: int, steps: int) -> None:
+    plan = schedule(rows, Lengths(2, "auto", num_train_epochs=1, max_steps=-1, warmup_steps=0))
+    assert (plan.gradient_accumulation_steps, plan.total_steps) == (accumulation, steps)
+
+
+def test_one_warm_up_step_is_one_step_and_no_share() -> None:
+    assert schedule(20, Lengths(2, 1, num_train_epochs=1, max_steps=-1, warmup_steps=1)).warmup_steps == 1
+
+
+def test_what_a_process_computes_in_an_epoch_is_counted_in_its_own_batches() -> None:
+    plan = schedule(101, Lengths(2, 4, num_train_epochs=1, max_steps=-1, warmup_steps=0, num_processes=3))
+    assert (plan.sequences, plan.micro_batches, plan.steps_per_epoch) == (101, 17, 5)

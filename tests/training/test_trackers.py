@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from read_back import tensorboard_events
 from tiny_runs import ROWS, Heard, Trained
-from truetune.config.schema import Tracker
+from truetune.config.kinds import Tracker
 from truetune.errors import BackendError
 from truetune.training.trackers import require_reachable, require_trackers, tracker_places
 from truetune.training.trackers.facts import Table, cut

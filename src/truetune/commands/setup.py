@@ -1,4 +1,4 @@
-"""init, import, schema, models, doctor: what a first run needs."""
+"""init, import, schema, models, doctor: what a first run needs; what writes a text, or shows it."""
 
 import argparse
 from contextlib import closing
@@ -14,9 +14,7 @@ def init(options: argparse.Namespace) -> None:
     from truetune.files import write_text
     from truetune.pipeline.init import initial_config
 
-    target = options.output and Path(options.output)
-    if target and target.exists() and not options.overwrite:
-        raise ConfigError(f"{target} already exists", hint="choose another name with -o, or add --overwrite")
+    target = wanted_file(options)
     listener = ConsoleListener()
     text = initial_config(load(options, listener), listener=listener)
     if target:
@@ -32,9 +30,7 @@ def import_(options: argparse.Namespace) -> None:
     from truetune.files import named_refusals, write_text
     from truetune.migrate.importer import import_file
 
-    target = options.output and Path(options.output)
-    if target and target.exists() and not options.overwrite:
-        raise ConfigError(f"{target} already exists", hint="choose another name with -o, or add --overwrite")
+    target = wanted_file(options)
     imported = import_file(options.file, tool=options.tool)
     if target:
         with named_refusals(target):
@@ -48,17 +44,32 @@ def import_(options: argparse.Namespace) -> None:
     show(f"wrote {target}; next: truetune plan {target}" if target else imported.as_yaml().rstrip("\n"))
 
 
-def schema(_: argparse.Namespace) -> None:
-    from truetune.config.schema import json_schema
-    from truetune.console.output import show_json
+def schema(options: argparse.Namespace) -> None:
+    from truetune.config.json_schema import json_schema
+    from truetune.console.output import show, show_json
+    from truetune.files import named_refusals, write_json
 
-    show_json(json_schema())
+    if target := wanted_file(options):
+        with named_refusals(target):
+            write_json(target, json_schema())
+        show(f"wrote {target}; a JSON config names it as $schema")
+    else:
+        show_json(json_schema())
+
+
+def wanted_file(options: argparse.Namespace) -> Path | None:
+    """The file of --output, None without one. ConfigError if it is there, and is not to be replaced."""
+    target = Path(options.output) if options.output else None
+    if target and target.exists() and not options.overwrite:
+        raise ConfigError(f"{target} already exists", hint="choose another name with -o, or add --overwrite")
+    return target
 
 
 def models(options: argparse.Namespace) -> None:
     from truetune.console.models import show_model, show_models
     from truetune.console.output import show_json
-    from truetune.pipeline.models import describe_model, list_models
+    from truetune.pipeline.models.describe import describe_model
+    from truetune.pipeline.models.found import list_models
 
     if options.name:
         described = describe_model(options.name, trust_remote_code=options.trust_remote_code)

@@ -3,6 +3,8 @@
 import argparse
 from contextlib import closing
 
+from truetune.errors import ConfigError
+
 
 def merge(options: argparse.Namespace) -> None:
     from truetune.console.listener import ConsoleListener
@@ -29,6 +31,8 @@ def merge(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     _require_fitting(options)
+    if options.output is None and options.to == "hub":
+        raise ConfigError("where to on the hub: -o USER/NAME is missing", hint="write -o, and the repository's name")
     if options.to == "hub":
         _publish(options)
     else:
@@ -59,8 +63,6 @@ def _publish(options: argparse.Namespace) -> None:
 
 def _require_fitting(options: argparse.Namespace) -> None:
     """ConfigError for an option of another kind of export than the one that is asked for."""
-    from truetune.errors import ConfigError
-
     given = {
         **vars(options),
         "quantize": options.quantize != "auto",
@@ -95,7 +97,7 @@ _FITS = {
 def _export(options: argparse.Namespace) -> None:
     from truetune.console.listener import ConsoleListener
     from truetune.console.output import show, show_json
-    from truetune.pipeline.delivery.export import ExportSettings, export_run
+    from truetune.pipeline.delivery.export import ExportSettings, export_run, name_for
 
     settings = ExportSettings(
         to=options.to,
@@ -109,7 +111,8 @@ def _export(options: argparse.Namespace) -> None:
         with_base=options.with_base,
     )
     with closing(ConsoleListener()) as listener:
-        exported = export_run(options.run_directory, options.output, settings, listener=listener)
+        out = options.output or name_for(options.run_directory, options.to)
+        exported = export_run(options.run_directory, out, settings, listener=listener)
     if options.json:
         show_json(exported.as_json())
     else:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from truetune.commands.settings import load
 from truetune.commands.status import stopped_status
+from truetune.errors import CheckpointError, ConfigError
 from truetune.launched import is_launched
 from truetune.listener import Unheard
 
 if TYPE_CHECKING:
+    from truetune.config.schema import Config
     from truetune.pipeline.resume import Resume
 
 
@@ -110,8 +112,9 @@ def train(options: argparse.Namespace) -> int:
         from truetune.pipeline.review.outcome import outcome
         from truetune.pipeline.train import train_run
 
-        if isinstance(resume, Path) and config.output_dir is None:
-            config = config.model_copy(update={"output_dir": str(resume.parent.parent)})
+        if resume != "never" and (moved := _moved_to(options, config)):
+            listener.say(f"the run lies in {moved} now")
+            config = config.model_copy(update={"output_dir": moved})
         run = train_run(
             config,
             resume=resume,
@@ -144,11 +147,42 @@ def _resume(options: argparse.Namespace) -> "Resume":
         case None | "false" | "null":
             return "never"
         case "newest" | "true":
+            if not (options.config or options.model or options.data or options.settings):
+                raise ConfigError("what is to go on is not said", hint=_run_to_name())
             return "newest"
         case "auto":
             return "auto"
         case path:
-            return Path(path)
+            return _from_place(Path(path), options)
+
+
+def _from_place(place: Path, options: argparse.Namespace) -> "Resume":
+    """A checkpoint, or a run whose newest one is meant; where no config is given, the run's own is the config."""
+    is_run = (place / "run.json").is_file()
+    run = place if is_run else place.parent.parent
+    names_none = not (options.config or options.model or options.data)
+    if names_none and (run / "config.yaml").is_file():
+        options.config, options.output_dir = str(run / "config.yaml"), options.output_dir or str(run)
+    elif names_none and not options.settings:
+        raise CheckpointError(f"there is no run {place}, and no checkpoint", hint=_run_to_name())
+    if is_run and options.output_dir is None:
+        options.output_dir = str(place)
+    return "newest" if is_run else place
+
+
+def _run_to_name() -> str:
+    from truetune.arguments.guesses import newest_run
+
+    return f"name the run: truetune train --resume {newest_run() or 'RUN'}"
+
+
+def _moved_to(options: argparse.Namespace, config: "Config") -> str | None:
+    """The folder of a run's own config.yaml, if the place that stands in it is gone: the run was moved."""
+    if not options.config or options.output_dir or any(word.startswith("output_dir=") for word in options.settings):
+        return None
+    folder = Path(options.config).parent
+    is_run = (folder / "run.json").is_file()
+    return str(folder) if is_run and config.output_dir and not Path(config.output_dir).exists() else None
 
 
 def verify(options: argparse.Namespace) -> int:

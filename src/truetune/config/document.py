@@ -1,6 +1,7 @@
 """Settings as they were given, each with its place: in YAML and JSON files, in mappings, as `key=value`."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,10 +15,17 @@ from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from truetune.config.schema import SECTIONS
-from truetune.errors import ConfigError
+from truetune.errors import ConfigError, first_line
 
 _EDITORS_KEY = "$schema"
 """What an editor reads of a JSON file, and truetune does not."""
+
+_MOST = 100_000
+"""Values that a document may have: a few lines of aliases can stand for billions, or for themselves."""
+_DEEPEST = 100
+_BRACKETS = re.compile(r"[\[\]{}]")
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+"""What ruamel.yaml (0.18) raises, besides its own errors, for what a tag does not fit: `!!int x`, `<<: 5`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,8 +111,8 @@ def read_overrides(overrides: Sequence[str], problems: list[Problem]) -> Iterato
             problems.append(Problem(COMMAND_LINE, f"{text}: expected key=value"))
             continue
         try:
-            found = plain(_yaml().load(value))
-        except (YAMLError, RecursionError):
+            found = plain(_loaded(value))
+        except (YAMLError, RecursionError, *_UNFIT):
             problems.append(Problem(COMMAND_LINE, f"{text}: the value is not valid YAML; quote it"))
             continue
         if found is None and value.strip().lower() not in ("null", "~"):
@@ -135,7 +143,7 @@ def read_text(path: Path, *, what: str = "file") -> str:
 def parse_yaml(text: str, path: Path) -> Any:
     """What the text of a YAML or JSON file holds, with its comments and lines. ConfigError with the line."""
     try:
-        return _yaml().load(text)
+        return _loaded(text)
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = (error.problem or str(error)).splitlines()[0]
@@ -144,6 +152,33 @@ def parse_yaml(text: str, path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+    except _UNFIT as error:
+        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
+
+
+def _loaded(text: str) -> Any:
+    """What ruamel.yaml makes of the text, which takes minutes over some thousand open brackets."""
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise RecursionError
+    return _not_too_large(_yaml().load(text))
+
+
+def _not_too_large(document: Any) -> Any:
+    """The document. ValueError if it has more values than a person writes."""
+    waiting, count = [document], 0
+    while waiting:
+        count += 1
+        if count > _MOST:
+            raise ValueError(f"more than {_MOST:,} values; does an alias (*) stand for itself?")
+        match waiting.pop():
+            case Mapping() as fields:
+                waiting += fields.values()
+            case list() as values:
+                waiting += values
+    return document
 
 
 def document_of(path: Path) -> Mapping[str, Any]:
@@ -190,7 +225,7 @@ def plain(value: Any, *, other: Callable[[Any], Any] = lambda value: value) -> A
             return float(value)
         case str():
             # JSON writes a character beyond 16 bits as two escapes, which YAML reads as two characters.
-            return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         case _:
             return other(value)
 

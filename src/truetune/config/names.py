@@ -134,7 +134,7 @@ ALIASES: dict[str, Alias] = {
     **_aliases("adapter.init_lora_weights", "pissa_iter", translate=_pissa_steps),
     **_aliases("adapter.modules_to_save", "lora_modules_to_save", "additional_target"),
     **_aliases("adapter.target_parameters", "lora_target_parameters"),
-    **_aliases("adapter.init_from", "adapter_name_or_path", "lora_model_dir"),
+    **_aliases("adapter.init_from", "adapter_name_or_path", "lora_model_dir", "from_checkpoint", "warm_start_from"),
     **_aliases("data.path", "dataset", "datasets", "dataset_name", "train_file", "training_file", translate=_places),
     **_aliases("data.path", "train_path", "data_path", translate=_places),
     **_aliases("data.columns", "dataset_text_field", translate=_text_column),
@@ -179,6 +179,11 @@ REFUSED: dict[str, str] = {
     "batch_size": "it counts rows a device, or rows a step, by tool: set per_device_train_batch_size and "
     "gradient_accumulation_steps",
     "learning_rate_multiplier": "it multiplies a base rate that only the service knew: set learning_rate",
+    "suffix": "it names a model on a service: here a run is named by its directory, --output-dir (output_dir)",
+    "n_evals": "set evaluation.eval_strategy: epoch, or evaluation.eval_steps",
+    "n_checkpoints": "set checkpoints.save_strategy: epoch, or checkpoints.save_steps",
+    "train_dataset": "rows are named in data.path; in Python they are data=",
+    "eval_dataset": "validation rows are read from a file: name it in data.validation_path",
     "tokenizer": "the tokenizer comes with the model: set data.template to change its prompts",
     "processing_class": "the tokenizer comes with the model: set data.template to change its prompts",
     "resume_from_checkpoint": "a config says what a run is, not whether it goes on: give --resume, --resume "
@@ -204,7 +209,33 @@ REFUSED: dict[str, str] = {
 }
 """Names that mean something we do elsewhere, or not at all, with the reason."""
 
+_FOUND = "which is found by itself: leave format out"
+
 REFUSED_VALUES: dict[str, dict[str, str]] = {
+    "data.template": dict.fromkeys(
+        (
+            "chatml",
+            "llama3",
+            "llama-3",
+            "llama-2",
+            "mistral",
+            "qwen",
+            "qwen2.5",
+            "qwen3",
+            "gemma",
+            "phi-3",
+            "vicuna",
+            "zephyr",
+        ),
+        "is what another tool calls the template of a model: leave template out, and the model's own is used",
+    ),
+    "data.format": {
+        **dict.fromkeys(
+            ("sharegpt", "chatml", "openai", "messages", "conversation"), f"is a spelling of chat, {_FOUND}"
+        ),
+        **dict.fromkeys(("alpaca", "instruct", "qa"), f"is a spelling of instruction, {_FOUND}"),
+        **dict.fromkeys(("csv", "json", "jsonl", "parquet", "txt"), f"is a kind of file, {_FOUND}"),
+    },
     "adapter.init_lora_weights": {
         "eva": "starts from the model's activations on data, which are not collected here: use pissa or default",
         "corda": "starts from the model's activations on data, which are not collected here: use pissa or default",

@@ -20,6 +20,11 @@ _STEPS = {
 _RATIO, _WARMUP_STEPS = "training.warmup_ratio", "training.warmup_steps"
 
 
+def bare_names() -> Iterable[str]:
+    """The names that need no section: those of one setting alone."""
+    return _BARE
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """A value under our dotted name."""
@@ -115,8 +120,10 @@ def _unknown(name: str) -> str:
     if name in SECTIONS:
         return f"a section, which holds settings: {', '.join(SECTIONS[name].model_fields)}"
     above, _, leaf = name.rpartition(".")
-    if above in _NAMES:
-        return f"unknown setting ({above} is {type_words(kind_at(above))})"
+    if whole := above if above in _NAMES else _BARE.get(above):
+        kind = type_words(kind_at(whole))
+        way = f"; write {whole}='{{{leaf}: …}}'" if "mapping of names" in kind else ""
+        return f"unknown setting ({whole} is {kind}{way})"
     if leaf in _BARE:
         return f"unknown setting (did you mean {_BARE[leaf]}?)"
     close = difflib.get_close_matches(leaf, [*_BARE, *SECTIONS, *ALIASES], n=1, cutoff=0.6)

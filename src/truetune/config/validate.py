@@ -15,6 +15,8 @@ from truetune.config.resolve import Named
 from truetune.config.schema import SECTIONS, Config
 from truetune.config.words import choices, description, keys, kind_at, type_words
 
+_BRIEF = 100
+
 Source = str | Path | Mapping[str, Any] | None
 
 
@@ -121,7 +123,13 @@ def _fault(named: Named, path: tuple[int | str, ...], error: str) -> str:
             return f": unknown setting ({f'did you mean {close[0]}?' if close else ', '.join(known)})"
         case _:
             kind, value = kind_at(named.target, path), _part(named, path)
-            return f" must be {type_words(kind)} (got {value!r}){_suggestion(kind, value)}"
+            return f" must be {type_words(kind)} (got {_brief(value)}){_suggestion(kind, value)}"
+
+
+def _brief(value: Any) -> str:
+    """As Python writes it, in less than a line: rows and data sets are given in the place of paths, too."""
+    text = repr(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"
 
 
 def _part(named: Named, path: Iterable[int | str]) -> Any:

@@ -1,5 +1,6 @@
 """What is wrong with data or a run, rows with their learned tokens, and pages of rules."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note"
 
 _SHOWN = {"error": 10, "warning": 3, "note": 1}
 """Findings of one rule that are shown."""
+_ALIKE = 2
+"""Of them, those that say the same of other rows."""
 
 
 def show_report(report: "Report") -> None:
@@ -58,10 +61,10 @@ def show_report(report: "Report") -> None:
 
     for name, problems in groupby(sorted(report.problems, key=rank), key=lambda problem: problem.rule):
         found = list(problems)
-        shown = _SHOWN[found[0].severity]
-        for problem in found[:shown]:
+        shown = _unlike(found)[: _SHOWN[found[0].severity]]
+        for problem in shown:
             console.print(f"{_MARKS[problem.severity]} {escape(f'{problem.code} [{name}] {problem}')}")
-        if len(found) > 1 and (more := report.rows_of(name) - shown) > 0:
+        if len(found) > 1 and (more := report.rows_of(name) - len(shown)) > 0:
             console.print(f"      and {more:,} more")
         if found[0].hint:
             console.print(f"      hint: {escape(found[0].hint)}")
@@ -72,7 +75,20 @@ def show_report(report: "Report") -> None:
     for name in ("tokens", "supervised_tokens", "longest_row_tokens", "max_length"):
         if name in report.stats:
             console.print(f"{name}: {report.stats[name]:,}")
+    if not report.rows_read:
+        console.print("[bold red]error[/] the data holds no rows: give a file with one object a line")
     console.print(f"{report.rows_kept:,} of {report.rows_read:,} rows can be used")
+
+
+def _unlike(problems: Sequence["Problem"]) -> Sequence["Problem"]:
+    """Without those that say of a row what two before them do: where columns have other names, all rows are alike."""
+    said = Counter[str]()
+    kept = []
+    for problem in problems:
+        said[problem.message] += problem.field is None
+        if said[problem.message] <= _ALIKE:
+            kept.append(problem)
+    return kept
 
 
 def _show_guidelines(console: Console, guidelines: Sequence[Mapping[str, Any]]) -> None:

@@ -47,6 +47,12 @@ def show_error(error: TruetuneError) -> None:
         console.print(escape(note))
 
 
+def show_interrupted() -> None:
+    """That Ctrl-C has ended the command."""
+    if is_first_process():
+        error_console().print("stopped by Ctrl-C")
+
+
 def show_json(document: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(document, ensure_ascii=False, default=str))
@@ -76,9 +82,12 @@ def show_piece(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    # Only where there is a table: an error must not wait for more imports.
+    from truetune.runs.log import without_controls
+
     table = Table(*columns, title=title, title_justify="left", show_lines=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(without_controls(cell)) for cell in row))
     Console(highlight=False).print(table)
 
 

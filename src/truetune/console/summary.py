@@ -40,7 +40,7 @@ def _beside(planned: "tuple[Planned, ...]") -> Iterator[str]:
     if planned:
         rows = [(each.name.lower(), each.planned, each.taken, each.difference) for each in planned]
         for name, plan, taken, difference in (("", "planned", "taken", ""), *rows):
-            yield _named(name, f"{plan:<17}{taken:<17}{difference}")
+            yield _named(name, f"{plan:<16} {taken:<16} {difference}")
 
 
 def _named(name: str, value: str) -> str:

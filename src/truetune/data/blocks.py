@@ -150,7 +150,7 @@ def _about_bytes(file: SourceFile) -> int:
 def ends_digest(file: SourceFile) -> str:
     """A digest of a file by its name, without its folder, its size and both its ends: quick, however long it is."""
     size = file.path.stat().st_size
-    found = hashlib.blake2b(f"{Path(file.name).name} {size} ".encode())
+    found = hashlib.blake2b(f"{Path(file.name).name} {size} ".encode(errors="surrogateescape"))
     with file.path.open("rb") as stream:
         found.update(stream.read(_END))
         stream.seek(max(0, size - _END))

@@ -40,7 +40,9 @@ class Rule:
 
 
 _STRUCTURE = (
-    Rule("TT101", "empty-answer", "error"),
+    Rule(
+        "TT101", "empty-answer", "error", hint="give the answer, or leave the row out: check DATA --fix OUT does so"
+    ),
     Rule("TT102", "empty-prompt", "error"),
     Rule("TT103", "no-answer", "error"),
     Rule("TT104", "wrong-type", "error"),
@@ -58,7 +60,7 @@ _STRUCTURE = (
         "not-rendered",
         "warning",
         'the field "{field}" is filled and not used by the prompt',
-        "take it out of the rows, or name a data.template that uses it",
+        "take it out of the rows, correct its name if that is misspelt, or name a data.template that uses it",
     ),
     Rule("TT115", "number-as-text", "note", "numbers or booleans in text fields are read as their JSON text"),
     Rule(

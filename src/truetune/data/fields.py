@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from truetune.data.examples import Note
+from truetune.data.misnamed import close_name, columns_remedy
 from truetune.data.rules import RowError
 
 Format = Literal["auto", "instruction", "chat", "completion"]
@@ -246,14 +247,41 @@ def media_row(kind: str, place: str) -> RowError:
     )
 
 
-def unknown_format(present: Iterable[str], wanted: Format) -> RowError:
-    found = ", ".join(map(str, present)) or "none"
+def no_answer(fields: Iterable[str]) -> RowError:
+    """The refusal of a row that has a question and no answer; a misspelt name is told."""
+    return RowError(
+        "no-answer",
+        f"the row has a question but none of {', '.join(ANSWERS)}",
+        field=ANSWERS[0],
+        hint=_misspelt(tuple(map(str, fields)), ANSWERS),
+    )
+
+
+def unknown_format(names: Iterable[str], wanted: Format) -> RowError:
+    present = tuple(map(str, names))
+    found = ", ".join(present) or "none"
     expected = " or ".join(_KNOWN_FORMS) if wanted == "auto" else f"the {wanted} format"
     return RowError(
         "unknown-format",
         f"fields are {found}; expected {expected}",
-        hint="name the fields with data.columns, for example data.columns='{body: text}'",
+        hint=_format_remedy(present) if wanted == "auto" else "leave data.format to auto",
     )
+
+
+@lru_cache(maxsize=256)
+def _format_remedy(present: tuple[str, ...]) -> str:
+    """Misspelt names are to be corrected, others to be told."""
+    remedy = f"name the fields with data.columns, for example {columns_remedy(present)}"
+    return _misspelt(present, tuple(sorted(_FORM_NAMES))) or remedy
+
+
+@lru_cache(maxsize=256)
+def _misspelt(names: tuple[str, ...], known: tuple[str, ...]) -> str | None:
+    """The remedy for the first of the names that is nearly a known one."""
+    for name in names:
+        if meant := close_name(name, known):
+            return f'is "{name}" a misspelt {meant}? correct it in the rows'
+    return None
 
 
 def _unknown_column(name: str, present: Iterable[str]) -> RowError:
@@ -276,10 +304,15 @@ def _notes(
     row: _Names, names: Mapping[str, str], absent: Iterable[str], columns: Iterable[tuple[str, str]]
 ) -> tuple[Note, ...]:
     used = set(names.values())
-    unused = [name for name in row.all_filled if str(name).strip().lower() in _REPORTED and name not in used]
+    unused = [name for name in row.all_filled if name not in used and _asks_to_be_read(str(name))]
     targets = dict(columns)
     lacking = [name for name in absent if targets[name] not in row.present]
     return (
         *(Note("not-rendered", name) for name in unused),
         *(Note("unknown-column", name) for name in lacking),
     )
+
+
+def _asks_to_be_read(name: str) -> bool:
+    """True of a field that asks to be in the prompt, also where its name is misspelt."""
+    return name.strip().lower() in _REPORTED or close_name(name, _REPORTED) is not None

@@ -7,7 +7,7 @@ from typing import Any
 from truetune.data.chat import read_conversation, read_pair
 from truetune.data.content import read_text_or_parts
 from truetune.data.examples import Completion, Example, Instruction, Location, Note, Record
-from truetune.data.fields import ANSWERS, Format, Reading, find_round, read_fields, renamed, unknown_format
+from truetune.data.fields import ANSWERS, Format, Reading, find_round, no_answer, read_fields, renamed, unknown_format
 from truetune.data.json_text import kind_of
 from truetune.data.rules import RowError
 from truetune.data.turns import ROLES
@@ -67,8 +67,7 @@ def _is_instance(value: Any) -> bool:
 def _instruction(fields: Mapping[str, Any], reading: Reading, where: Location) -> Instruction:
     names = reading.names
     if "answer" not in names:
-        accepted = ", ".join(ANSWERS)
-        raise RowError("no-answer", f"the row has a question but none of {accepted}", field=ANSWERS[0])
+        raise no_answer(fields)
     question, answer, input_ = names["question"], names["answer"], names.get("input")
     return Instruction(
         _filled(fields[question], question, rule="empty-prompt"),

@@ -222,14 +222,17 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
 def _unreachable(name: str, error: Exception) -> DataError:
     from huggingface_hub import constants
 
+    renamed = _RENAMED.get(name, name)
+    elsewhere = f"hf download {renamed} --repo-type dataset --local-dir {renamed.rpartition('/')[2]}"
+    remedy = f"or give a local path{_rename(name)}: where there is a network, {elsewhere} fetches it"
     if constants.HF_HUB_OFFLINE:
         return DataError(
             f"{name}, or the part asked for, is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub",
-            hint=f"unset it once, or give a local path{_rename(name)}",
+            hint=f"unset it once, {remedy}",
         )
     return DataError(
         f"{name}: the hub at {constants.ENDPOINT} cannot be reached: {_first_line(error)}",
-        hint=f"check the connection, or give a local path{_rename(name)}",
+        hint=f"check the connection, {remedy}",
     )
 
 

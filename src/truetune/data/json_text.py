@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from truetune.data.remedies import json_remedy
 from truetune.errors import DataError
 
 _WINDOW = 1 << 18
@@ -76,9 +77,12 @@ def parse_line(text: str, *, name: str, line: int) -> Any:
     except json.JSONDecodeError as found:
         error = found
     except (ValueError, RecursionError) as found:
-        raise DataError(f"{name}, line {line}: not valid JSON: {found}", hint=_hint(text, str(found))) from found
+        hint = json_remedy(text, start, str(found))
+        raise DataError(f"{name}, line {line}: not valid JSON: {found}", hint=hint) from found
     place = f"{name}, line {line}, column {error.pos + 1}"
-    raise DataError(f"{place}: not valid JSON: {error.msg}", hint=_hint(text, error.msg)) from error
+    raise DataError(
+        f"{place}: not valid JSON: {error.msg.removesuffix(' at')}", hint=json_remedy(text, error.pos, error.msg)
+    ) from error
 
 
 class JsonText:
@@ -199,19 +203,10 @@ class JsonText:
 
     def _error(self, message: str, at: int, *, place: tuple[int, int] | None = None) -> DataError:
         line, column = place or self._place(at)
-        return DataError(
-            f"{self._name}, line {line}, column {column}: not valid JSON: {message}", hint=_hint(self._text, message)
-        )
+        hint = json_remedy(self._text, at, message)
+        return DataError(f"{self._name}, line {line}, column {column}: not valid JSON: {message}", hint=hint)
 
 
 def _end_of_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
-
-
-def _hint(text: str, message: str) -> str:
-    if "\0" in text:
-        return "the file looks like UTF-16 without a byte order mark: save it as UTF-8"
-    if "stands twice" in message:
-        return "give every key of an object a name of its own"
-    return "a .json file holds one array of objects, a .jsonl file one whole object a line"

@@ -35,7 +35,17 @@ def _rows(source: Any) -> Iterable[Any]:
         return _dataset_rows(source)
     if _is_a(source, "datasets", "IterableDataset"):
         return map(_without_nested_nulls, source)
+    if isinstance(source, Mapping):
+        raise DataError(f"{_NAME}: {_mapping_words(source)}, and rows are expected", hint=_ROWS_OF_COLUMNS)
     return source  # type: ignore[no-any-return]
+
+
+_ROWS_OF_COLUMNS = "give a list of rows: [dict(zip(data, row)) for row in zip(*data.values())], or [data] for one row"
+
+
+def _mapping_words(source: Mapping[str, Any]) -> str:
+    fields = ", ".join(map(str, list(source)[:5])) or "nothing"
+    return f"it is a mapping, of {fields}"
 
 
 def _is_a(source: Any, module: str, name: str) -> bool:
@@ -85,9 +95,16 @@ def _frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    """A missing value (NaN, NaT, NA) is null; a date is its text."""
-    if isinstance(value, str | bool | int | list | dict):
-        return value
+    """A missing value (NaN, NaT, NA) is null; a date is its text; an array, as Parquet's lists come, is a list."""
+    match value:
+        case str() | bool() | int():
+            return value
+        case Mapping():
+            return {name: _cell(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_cell(each) for each in value]
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
-    return value.isoformat() if hasattr(value, "isoformat") else value
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return _cell(value.tolist()) if type(value).__module__ == "numpy" else value

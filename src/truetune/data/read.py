@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from truetune.data.csv_files import read_csv
 from truetune.data.examples import Record
 from truetune.data.python_rows import read_rows
 from truetune.data.sources import Source, SourceFile, find_files
 from truetune.data.streams import suffix_of
 from truetune.data.tables import read_arrow, read_parquet
-from truetune.data.text_files import read_csv, read_json, read_jsonl, read_txt
+from truetune.data.text_files import read_json, read_jsonl, read_txt
 
 _READERS: Mapping[str, Callable[[SourceFile], Iterator[Record]]] = {
     ".json": read_json,

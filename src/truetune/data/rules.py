@@ -235,7 +235,14 @@ def _counted(name: str, field: str | None, count: _Count) -> Problem:
     rows = _plural(count.rows, "row")
     amount = f"{_plural(count.turns, 'turn')} in {rows}" if rule.counts_turns else f"in {rows}"
     message = f"{rule.message.format(field=field)}: {amount}"
-    return Problem.found(name, message, count.first, field=field, rows=count.rows)
+    return Problem.found(name, message, count.first, field=field, hint=_HINTS.get((name, field)), rows=count.rows)
+
+
+_NO_TOOLS = (
+    "take a model whose chat template has a place for tools, or name a data.template that has one (a .jinja file)"
+)
+_HINTS: Mapping[tuple[str, str | None], str] = {("not-rendered", "tools"): _NO_TOOLS}
+"""Remedies of what is noted of one field, where the rule's own would mislead."""
 
 
 def _plural(count: int, noun: str) -> str:

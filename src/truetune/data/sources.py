@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from truetune.data.remedies import kind_remedy
 from truetune.data.splits import choose_split, is_train, require_whole
 from truetune.data.streams import KINDS, READ_KINDS, suffix_of
-from truetune.errors import DataError
+from truetune.errors import DataError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_URL = re.compile(r"(?:https?://huggingface\.co|hf:/)/datasets/([\w.-]+/[\w.-]+).*")
@@ -28,6 +29,9 @@ SIDECAR, CHANGES = ".ttignore", ".changes.jsonl"
 """What stands beside a data file, named after it: which lines check leaves alone, what --fix has changed."""
 
 _DOCUMENTS = {"readme", "license", "licence", "notice", "requirements", "changelog"}
+
+_SHOWN = 80
+"""Characters of a name that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Found:
 def find_files(source: Source) -> Found:
     """The files that hold the source's rows; those of a hub id are fetched. DataError if there are none."""
     require_whole(source.split)
+    _require_name(source.path)
     if _is_hub_id(source):
         return _hub_files(source)
     return _local_files(source)
@@ -80,6 +85,7 @@ def find_files(source: Source) -> Found:
 def require_source(source: Source) -> None:
     """DataError for what can be known at once and without a network: no such file, no kind that is read."""
     require_whole(source.split)
+    _require_name(source.path)
     if not _is_hub_id(source):
         _local_files(source)
 
@@ -97,6 +103,19 @@ def data_files_among(names: Iterable[str]) -> list[str]:
     """The files of rows among those of a folder, sorted; text files only if there are no others."""
     found = sorted(filter(is_data_file, names))
     return [name for name in found if suffix_of(name) != ".txt"] or found
+
+
+def _require_name(path: str) -> None:
+    """DataError for a name that the system does not look up: too long, of an unknown user, in a forbidden folder."""
+    try:
+        Path(path).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, RuntimeError) as error:
+        shown = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"
+        reason = getattr(error, "strerror", None) or first_line(error)
+        hint = "name a file, a folder, a glob or a hub id"
+        raise DataError(f"{shown}: cannot be looked up: {reason}", hint=hint) from error
 
 
 def _is_hub_id(source: Source) -> bool:
@@ -147,7 +166,8 @@ def _refuse_hub_settings(source: Source) -> None:
 def _single_file(source: Source, path: Path) -> SourceFile:
     name = source.path
     if suffix_of(path) not in KINDS:
-        raise DataError(f"{name}: files ending in {path.suffix or 'nothing'} are not read", hint=f"use {READ_KINDS}")
+        hint = kind_remedy(path.suffix) or f"use {READ_KINDS}"
+        raise DataError(f"{name}: files ending in {path.suffix or 'nothing'} are not read", hint=hint)
     is_json = suffix_of(path) == ".json"
     if source.field and not is_json:
         raise DataError(f"{name}: only a .json file has fields", hint=f"leave out field: {source.field}")
@@ -289,12 +309,14 @@ def _there_are(names: Sequence[str], nothing: str) -> str:
 
 def _nothing_in(place: str, names: Sequence[str]) -> DataError:
     found = f"it holds {_some(names)}" if names else "it is empty"
-    return DataError(f"{place}: no file of rows in it: {found}", hint=f"give files ending in {READ_KINDS}")
+    remedies = filter(None, (kind_remedy(Path(name).suffix) for name in names))
+    hint = next(remedies, f"give files ending in {READ_KINDS}")
+    return DataError(f"{place}: no file of rows in it: {found}", hint=hint)
 
 
 def _not_found(path: str) -> DataError:
     folder = Path(path).expanduser().parent
-    there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    there = _names_in(folder)
     close = difflib.get_close_matches(Path(path).name, there, n=3, cutoff=0.7)
     if close:
         parent = "" if str(folder) == "." else f"{Path(path).parent}/"
@@ -304,3 +326,11 @@ def _not_found(path: str) -> DataError:
     else:
         hint = f"give {READ_KINDS}, a folder, a glob or a hub id (org/name)"
     return DataError(f"data file not found: {path}", hint=hint)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What is in a folder, as far as it may be listed."""
+    try:
+        return sorted(each.name for each in folder.iterdir())
+    except OSError:
+        return []

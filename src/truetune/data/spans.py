@@ -258,13 +258,17 @@ def _marked_by_template(row: Conversation, template: Template, text: str) -> tup
         return None
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    rendered, spans = render_jinja_template(
-        [[message.for_template() for message in row.messages]],
-        tools=list(row.tools) or None,
-        chat_template=template.chat,
-        return_assistant_tokens_mask=True,
-        **template.tokenizer.special_tokens_map,
-    )
+    try:
+        rendered, spans = render_jinja_template(
+            [[message.for_template() for message in row.messages]],
+            tools=list(row.tools) or None,
+            chat_template=template.chat,
+            return_assistant_tokens_mask=True,
+            **template.tokenizer.special_tokens_map,
+        )
+    except Exception as error:
+        # The template takes the row otherwise: arguments as text, say.
+        raise RowError("template-refused", f"the chat template refuses this row: {error}") from error
     return tuple(_trimmed(span, text, template) for span in spans[0]) if rendered[0] == text else None
 
 

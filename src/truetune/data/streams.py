@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from truetune.data.remedies import encoding_remedy, known_start
 from truetune.errors import DataError
 
 COMPRESSIONS = (".gz", ".zst")
@@ -94,23 +95,33 @@ def _encoding(start: bytes) -> str:
 
 def _wrong_encoding(path: Path, name: str) -> DataError:
     """The error for a file known to be badly encoded, found by reading it anew."""
+    with path.open("rb") as raw:
+        known = known_start(raw.read(16))
+    if known and not is_compressed(path):
+        what, hint = known
+        return DataError(f"{name}: this is {what}, not text", hint=hint)
     line = 1
-    with open_bytes(path) as file:
-        start = file.read(4)
-        encoding = _encoding(start)
+    with cast(io.BufferedIOBase, open_bytes(path)) as file:
+        data = file.read(4)
+        encoding = _encoding(data)
         decoder = codecs.getincrementaldecoder(encoding)()
-        data = start
         while True:
             try:
                 line += decoder.decode(data, final=not data).count("\n")
             except UnicodeDecodeError as error:
                 line += _line_feeds_before(error, encoding)
-                return DataError(
-                    f"{name}, line {line}: not valid {encoding.removesuffix('-sig').upper()} "
-                    f"(byte 0x{error.object[error.start]:02x})",
-                    hint="save the file as UTF-8",
-                )
-            data = file.read(_BUFFER)
+                return not_decoded(path, name, line, error, encoding=encoding)
+            # No more than there is: behind the broken text the file may be cut off.
+            data = file.read1(_BUFFER)
+
+
+def not_decoded(path: Path, name: str, line: int, error: UnicodeDecodeError, *, encoding: str = "utf-8") -> DataError:
+    """The error for a line that is not in the file's encoding."""
+    byte = error.object[error.start]
+    return DataError(
+        f"{name}, line {line}: not valid {encoding.removesuffix('-sig').upper()} (byte 0x{byte:02x})",
+        hint=encoding_remedy(path, byte) if encoding.startswith("utf-8") else "save the file as UTF-8",
+    )
 
 
 def _line_feeds_before(error: UnicodeDecodeError, encoding: str) -> int:

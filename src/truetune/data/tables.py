@@ -83,11 +83,17 @@ def _arrow_batches(file: SourceFile) -> Iterator[Any]:
     if magic == _IPC_FILE:
         with pa.ipc.open_file(_source(file)) as table:
             for number in range(table.num_record_batches):
-                yield table.get_batch(number)
+                yield _sound(table.get_batch(number))
         return
     _require_end_mark(file)
     with open_bytes(file.path) as stream, pa.ipc.open_stream(stream) as table:
-        yield from table
+        yield from map(_sound, table)
+
+
+def _sound(batch: Any) -> Any:
+    """The batch, of which nothing leads out of it: of a damaged file pyarrow would read memory that is another's."""
+    batch.validate(full=True)
+    return batch
 
 
 def _require_end_mark(file: SourceFile) -> None:
@@ -120,7 +126,12 @@ def _reading(file: SourceFile) -> Iterator[None]:
 
     try:
         with reading(file.path, file.name):
-            yield
+            try:
+                yield
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"a text in it is not valid UTF-8 (byte 0x{error.object[error.start]:02x})"
+                ) from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"{file.name}: cannot be read: {error}", hint="the file is broken, or not what its name says"

@@ -1,21 +1,24 @@
-"""The rows of .json, .jsonl, .csv, .tsv and .txt files, one by one, nothing guessed and nothing rewritten."""
+"""The rows of .json, .jsonl and .txt files, one by one, nothing guessed and nothing rewritten."""
 
-import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from truetune.data.examples import Location, Record
 from truetune.data.json_text import JsonText, kind_of, parse_line
 from truetune.data.sources import SourceFile
 from truetune.data.splits import is_train, split_word
-from truetune.data.streams import encoding_of, open_bytes, open_text, pass_over, reading, suffix_of
+from truetune.data.streams import encoding_of, not_decoded, open_bytes, open_text, pass_over, reading, suffix_of
 from truetune.errors import DataError
-
-_LONGEST_CELL = 2**31 - 1  # What every platform's C long holds.
 
 _ROW_FIELDS = {"instruction", "prompt", "question", "query", "input", "text", "messages", "conversations", "turns"}
 _LISTS_OF_ROWS = {"instances", "tools", "functions", "chosen", "rejected"}
 """A JSON object with such a text or conversation, or such a list of objects, is a row, whatever it holds beside."""
+
+_LOOKED_AT, _NAMED = 100_000, 5
+"""Lines that are read behind a broken one, and those of them that are named."""
 
 _Path = tuple[str, ...]
 
@@ -55,27 +58,38 @@ def read_txt(file: SourceFile) -> Iterator[Record]:
                 yield Record({"text": line.removesuffix("\n").removesuffix("\r")}, Location(file.name, number))
 
 
-def read_csv(file: SourceFile) -> Iterator[Record]:
-    """Records under a header; every value is text, exactly as it stands; an empty cell is an empty text."""
-    csv.field_size_limit(_LONGEST_CELL)
-    delimiter = "\t" if suffix_of(file.path) == ".tsv" else ","
-    with reading(file.path, file.name), open_text(file.path, newline="") as text:
-        reader = csv.reader(text, strict=True, delimiter=delimiter)
-        try:
-            yield from _read_cells(reader, file.name)
-        except csv.Error as error:
-            raise DataError(
-                f"{file.name}, line {reader.line_num}: {error}",
-                hint='a value in double quotes must end with one; a double quote in it is written twice: "a ""b"""',
-            ) from error
-
-
 def _read_lines(file: SourceFile) -> Iterator[Record]:
     name = file.name
-    with reading(file.path, name), open_text(file.path, newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.isspace():
-                yield _record(parse_line(line, name=name, line=number), Location(name, number))
+    with reading(file.path, name), open_text(file.path, newline="\n") as text:
+        lines = enumerate(text, start=1)
+        for number, line in lines:
+            if line.isspace():
+                continue
+            try:
+                value = parse_line(line, name=name, line=number)
+            except DataError as error:
+                raise _with_others(error, lines) from error.__cause__
+            yield _record(value, Location(name, number))
+
+
+def _with_others(error: DataError, lines: Iterable[tuple[int, str]]) -> DataError:
+    """The error of a line, with the lines behind it that are no JSON either, so that all can be mended at once."""
+    others: list[int] = []
+    with suppress(UnicodeDecodeError):
+        others += (number for number, line in islice(lines, _LOOKED_AT) if not line.isspace() and not _is_json(line))
+    if not others:
+        return error
+    more = "1 more line" if len(others) == 1 else f"{len(others):,} more lines"
+    shown = ", ".join(map(str, others[:_NAMED])) + (" …" if len(others) > _NAMED else "")
+    return DataError(f"{error.message} (and {more} like it: {shown})", hint=error.hint)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        parse_line(line, name="", line=0)
+    except DataError:
+        return False
+    return True
 
 
 def is_of_lines(file: SourceFile) -> bool:
@@ -96,7 +110,7 @@ def read_lines_from(file: SourceFile, *, row: int, offset: int) -> Iterator[tupl
         pass_over(stream, offset)
         for raw in stream:
             row, offset = row + 1, offset + len(raw)
-            line = _decoded(raw, file.name, row)
+            line = _decoded(raw, file.path, file.name, row)
             if line.strip():
                 yield row, offset, _record_of_line(line, Location(file.name, row), is_text=is_text)
 
@@ -107,13 +121,11 @@ def _record_of_line(line: str, where: Location, *, is_text: bool) -> Record:
     return _record(parse_line(line, name=where.path, line=where.line), where)
 
 
-def _decoded(raw: bytes, name: str, line: int) -> str:
+def _decoded(raw: bytes, path: Path, name: str, line: int) -> str:
     try:
         return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {line}: not valid UTF-8 (byte 0x{raw[error.start]:02x})", hint="save the file as UTF-8"
-        ) from error
+        raise not_decoded(path, name, line, error) from error
 
 
 def _is_document(file: SourceFile) -> bool:
@@ -301,34 +313,3 @@ def _elements(document: JsonText) -> Iterator[Any]:
         break
     for _ in elements:
         yield document.value()
-
-
-def _read_cells(reader: Any, name: str) -> Iterator[Record]:
-    rows = filter(None, reader)
-    header = _header(next(rows, []), name)
-    for number, row in enumerate(rows, start=1):
-        where = Location(name, number, "record")
-        if len(row) != len(header):
-            raise DataError(
-                f"{where} (ends on line {reader.line_num}): {len(row)} values under {len(header)} columns",
-                hint='a value that holds a separator or a line break must stand in double quotes: "a, b"',
-            )
-        yield Record(dict(zip(header, row, strict=True)), where)
-
-
-def _header(names: list[str], file: str) -> list[str]:
-    if not names:
-        raise DataError(f"{file}: the file is empty", hint="the first line must name the columns")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"{file}, line 1: two columns are named {twice[0]!r}, so one of them would be lost",
-            hint="give every column a name of its own",
-        )
-    other = next((mark for mark in ("\t", ";", ",", "|") if mark in names[0]), None) if len(names) == 1 else None
-    if other:
-        raise DataError(
-            f"{file}, line 1: one column, {names[0]!r}: the values seem to be separated by {other!r}",
-            hint="commas separate the values of a .csv file, tabs those of a .tsv file",
-        )
-    return names

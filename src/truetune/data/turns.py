@@ -10,6 +10,7 @@ from truetune.data.content import Part, read_parts, read_text_or_parts
 from truetune.data.examples import Message, Note
 from truetune.data.fields import find_round
 from truetune.data.json_text import kind_of
+from truetune.data.misnamed import close_name
 from truetune.data.rules import RowError
 from truetune.data.values import decode_list, is_number, read_text, require_unicode
 
@@ -18,7 +19,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatbot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatbot"), "assistant"),
+    **dict.fromkeys(("chatgpt", "bing", "bard"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython", "environment"), "tool"),
 }
@@ -130,9 +132,25 @@ def spelled_role(turn: Mapping[str, Any], role_key: str | None, content_key: str
 
 
 def _unknown_role(turn: Mapping[str, Any], role_key: str | None, place: str) -> RowError:
-    role = turn[role_key] if role_key else None
+    accepted = ", ".join(ROLES)
+    if role_key is None:
+        keys = ", ".join(map(str, turn)) or "none"
+        message = f"the turn has no role, its keys are {keys}; accepted: {accepted}"
+        return RowError("unknown-role", message, field=place, hint=_misspelt_key(turn))
+    role = turn[role_key]
     found = repr(role[:60]) if isinstance(role, str) else kind_of(role)
-    return RowError("unknown-role", f"unknown role {found}; accepted: {', '.join(ROLES)}", field=place)
+    message = f"unknown role {found}; accepted: {accepted}"
+    meant = close_name(role, ROLES) if isinstance(role, str) else None
+    rename = "rename it in the rows by who speaks: user, assistant, system or tool"
+    hint = f"is it a misspelt {meant}?" if meant else rename
+    return RowError("unknown-role", message, field=place, hint=hint)
+
+
+def _misspelt_key(turn: Mapping[str, Any]) -> str | None:
+    for key in map(str, turn):
+        if meant := close_name(key, ROLE_KEYS):
+            return f'is "{key}" a misspelt {meant}? correct it in the rows'
+    return None
 
 
 def _others(turn: Mapping[str, Any], *used: str | None) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def json_text(value: Any, place: str) -> str:
     """What is not text (a tool's result, as a rule) as JSON."""
     try:
         return read_text(json.dumps(value, ensure_ascii=False, default=str), place)
-    except RecursionError as error:
-        raise RowError("wrong-type", "is nested too deeply", field=place) from error
+    except (RecursionError, TypeError, ValueError) as error:
+        raise RowError("wrong-type", "is nested too deeply, or no JSON", field=place) from error
 
 
 def decode_json(value: Any, place: str, *, expected: str) -> Any:
@@ -89,9 +89,23 @@ def _python_literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a text.
-            return ast.literal_eval(text.strip())
+            value = ast.literal_eval(text.strip())
+            return value if _is_json(value) else None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+
+
+def _is_json(value: Any) -> bool:
+    """False for what only Python spells: bytes, sets, complex numbers, tuples as keys."""
+    match value:
+        case dict():
+            return all(isinstance(key, str | int | float | None) for key in value) and all(
+                map(_is_json, value.values())
+            )
+        case list() | tuple():
+            return all(map(_is_json, value))
+        case _:
+            return value is None or isinstance(value, str | int | float)
 
 
 def require_unicode(value: Any, place: str) -> None:

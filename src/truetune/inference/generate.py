@@ -1,19 +1,21 @@
 """Answers from a trained model, with the prompts and the stops of its training."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from truetune.data.calls import read_tools
 from truetune.data.examples import Conversation, Example, Message
 from truetune.data.templates import Template
+from truetune.data.turns import read_turns
 from truetune.errors import CheckpointError, DataError
 from truetune.inference.answers import Answer, StopReason, Stops, stops_of
 from truetune.inference.batch import BatchSize, choose_batch_size, sorted_windows
 from truetune.inference.opened import Opened, open_trained
 from truetune.inference.prompt_format import PromptFormat
 from truetune.inference.prompts import Prompts
-from truetune.inference.sampling import Sampling
+from truetune.inference.sampling import Sampling, chosen
 from truetune.inference.tool_calls import called_tools
 from truetune.listener import Listener
 from truetune.model.tokenizer import pad_token_id
@@ -52,18 +54,39 @@ class TrainedModel:
         self.prompts = Prompts(tokenizer, template, prompt_format)
         self._load_base = load_base
 
-    def generate(self, prompt: str, *, input: str = "", system: str = "", sampling: Sampling | None = None) -> Answer:
-        """The answer to `prompt`, put to the model as its training rows were."""
-        return self.generate_batch([self.as_example(prompt, input=input, system=system)], sampling=sampling)[0]
+    def generate(
+        self, prompt: str, *, input: str = "", system: str = "", sampling: Sampling | None = None, **settings: Any
+    ) -> Answer:
+        """The answer to `prompt`, put to the model as its training rows were; `settings` are Sampling's names.
+
+        model.generate("hi", max_new_tokens=64, temperature=0.7, seed=1)
+        """
+        example = self.as_example(prompt, input=input, system=system)
+        return self.generate_batch([example], sampling=chosen(sampling, settings))[0]
 
     def chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Any] = (), sampling: Sampling | None = None
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] = (),
+        sampling: Sampling | None = None,
+        **settings: Any,
     ) -> Answer:
-        """The answer to a conversation that ends with the user's turn, or with what a tool answered."""
-        return self.generate_batch([self.prompts.of_turns(messages, tools=tools)], sampling=sampling)[0]
+        """The answer to a conversation that ends with the user's turn, or with what a tool answered.
+
+        `messages` are spelled as training rows may be: [{"role": "user", "content": "hi"}].
+        """
+        example = self.prompts.of_turns(_turns(messages), tools=read_tools(tools, "tools"))
+        return self.generate_batch([example], sampling=chosen(sampling, settings))[0]
 
     def stream(
-        self, prompt: str | Example, *, input: str = "", system: str = "", sampling: Sampling | None = None
+        self,
+        prompt: str | Example,
+        *,
+        input: str = "",
+        system: str = "",
+        sampling: Sampling | None = None,
+        **settings: Any,
     ) -> Generator[str, None, Answer]:
         """The answer's text, piece by piece as it is said; the whole Answer is what the generator returns.
 
@@ -72,7 +95,7 @@ class TrainedModel:
         from truetune.inference.streaming import pieces
 
         example = self.as_example(prompt, input=input, system=system) if isinstance(prompt, str) else prompt
-        sampling = sampling or Sampling()
+        sampling = chosen(sampling, settings)
         row = self._row(0, example, sampling)
         stops = stops_of(self.template, sampling.stop)
         yield from pieces(self._decoder(sampling, stops), row)
@@ -169,6 +192,12 @@ class TrainedModel:
         text = stops.text(row.ids)
         calls = called_tools(text) if isinstance(example, Conversation) and example.tools else ()
         return Answer(tuple(row.prompt), text, reason, tuple(row.ids), calls)
+
+
+def _turns(messages: Sequence[Message | Mapping[str, Any]]) -> Sequence[Message]:
+    """The turns, read as those of rows are where they are no Messages yet."""
+    ready = [each for each in messages if isinstance(each, Message)]
+    return ready if len(ready) == len(messages) else read_turns(messages, "messages", [])
 
 
 def room_behind(prompt: Sequence[int], context_length: int | None) -> int | None:

@@ -69,14 +69,17 @@ def without_thinking(text: str) -> str:
 # --- rows -------------------------------------------------------------------------------------------------
 
 
-def exact_match(answer: str, expected: Expected) -> float:
-    """The same text, blanks around it aside."""
-    return float(answer.strip() == expected.text.strip())
+def exact_match(answer: str, expected: Expected) -> float | None:
+    """The same text, blanks around it aside. None where tools are to be called: how a call is spelled is markup."""
+    return None if expected.calls else float(answer.strip() == expected.text.strip())
 
 
-def normalized_match(answer: str, expected: Expected) -> float:
-    """The same but for case, punctuation, blanks and English articles: SQuAD's exact match (arXiv 1606.05250)."""
-    return float(normalized(answer) == normalized(expected.text))
+def normalized_match(answer: str, expected: Expected) -> float | None:
+    """The same but for case, punctuation, blanks and English articles: SQuAD's exact match (arXiv 1606.05250).
+
+    None where tools are to be called.
+    """
+    return None if expected.calls else float(normalized(answer) == normalized(expected.text))
 
 
 def normalized(text: str) -> str:
@@ -167,8 +170,11 @@ def regex_match(answer: str, expected: Expected, *, pattern: re.Pattern[str]) ->
 
 
 def tool_calls(answer: str, expected: Expected) -> float | None:
-    """The expected calls, in any order: names, required arguments, values by type. None where none is expected."""
-    if not expected.calls:
+    """The expected calls, in any order: names, required arguments, values by type.
+
+    Where tools are offered and none fits, right is to call none (BFCL's irrelevance). None where there are no tools.
+    """
+    if not expected.calls and not expected.tools:
         return None
     return float(calls_match(calls_in(answer), expected.calls, tools=expected.tools))
 
@@ -181,10 +187,11 @@ def _rouge_l(answers: Sequence[str], expected: Sequence[Expected]) -> Statistics
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    scores = [
-        scorer.score(each.text, answer)["rougeL"].fmeasure for answer, each in zip(answers, expected, strict=True)
-    ]
-    return np.array([[score, 1.0] for score in scores])
+
+    def score(answer: str, each: Expected) -> float | None:
+        return None if each.calls else float(scorer.score(each.text, answer)["rougeL"].fmeasure)
+
+    return _by_row(score, answers, expected)
 
 
 class _Words:
@@ -199,14 +206,21 @@ def _bleu_statistics(answers: Sequence[str], expected: Sequence[Expected]) -> St
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU()
-    scores = [bleu.corpus_score([answer], [[each.text]]) for answer, each in zip(answers, expected, strict=True)]
-    return np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores], dtype=float)
+
+    def statistics(answer: str, each: Expected) -> list[float]:
+        score = bleu.corpus_score([answer], [[each.text]])
+        return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+    found = zip(answers, expected, strict=True)
+    return np.array([[0] * 10 if each.calls else statistics(answer, each) for answer, each in found], dtype=float)
 
 
 def _bleu(sums: Statistics) -> float:
-    """Corpus BLEU from 0 to 100, as sacrebleu computes it (13a, exponential smoothing)."""
+    """Corpus BLEU from 0 to 100, as sacrebleu computes it (13a, exponential smoothing); NaN of no text."""
     from sacrebleu.metrics import BLEU
 
+    if not sums[-1]:
+        return float("nan")
     numbers = [int(number) for number in sums]
     score = BLEU.compute_bleu(numbers[:4], numbers[4:8], numbers[8], numbers[9], smooth_method="exp")
     return float(score.score)
@@ -294,9 +308,13 @@ _SHORT = 5
 
 def choose_metrics(expected: Sequence[Expected]) -> Choice:
     """The metrics that fit what is expected."""
-    texts = [each.text.strip() for each in expected]
-    if expected and all(each.calls for each in expected):
+    texts = [each.text.strip() for each in expected if not each.calls]
+    if expected and not texts:
         return Choice(("tool_calls",), "every expected answer calls tools")
+    if len(texts) < len(expected):
+        others = choose_metrics([each for each in expected if not each.calls])
+        calling = f"{len(expected) - len(texts)} of {len(expected)} expected answers call tools"
+        return Choice(("tool_calls", *others.names), f"{calling}; of the others: {others.reason}")
     if texts and all(isinstance(_parsed(text), dict | list) for text in texts):
         return Choice(("json", "exact_match"), "every expected answer is JSON")
     if texts and all("####" in text or _NUMBER.fullmatch(text.lstrip("$€£")) for text in texts):

@@ -1,7 +1,9 @@
 """How the next token is chosen: what a caller may ask for."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from truetune.errors import ConfigError
 
@@ -49,3 +51,15 @@ class Sampling:
             yield "stop must not hold an empty text"
         if self.is_greedy and (self.top_p < 1 or self.top_k or self.min_p):
             yield "top_p, top_k and min_p choose what is drawn from, and temperature 0 draws nothing: set temperature"
+
+
+def chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
+    """`sampling`, or greedy, with what `settings` say by its names over it. ConfigError for a name that is none."""
+    names = [field.name for field in fields(Sampling)]
+    for name in settings.keys() - names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise ConfigError(f"{name}: an answer is not chosen by that", hint=hint)
+    stop = settings.get("stop", ())
+    texts = {"stop": (stop,) if isinstance(stop, str) else tuple(stop)} if "stop" in settings else {}
+    return replace(sampling or Sampling(), **{**settings, **texts})

@@ -134,7 +134,7 @@ def same_answers(rows: Sketches, where: Where) -> Iterator[Problem]:
 def too_few(rows: int, first: Location) -> Iterator[Problem]:
     """Fewer rows than a training can learn from."""
     if rows < _FEW:
-        yield Problem.found("too-few-rows", f"{rows} rows can be used", first, rows=rows)
+        yield Problem.found("too-few-rows", f"{rows} row{'s'[: rows != 1]} can be used", first, rows=rows)
 
 
 def _repeats(keys: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from truetune.errors import BackendError
 from truetune.model.hardware import Device
+from truetune.model.reach import is_out_of_reach
 from truetune.model.source import ModelSource, metadata_has
 from truetune.model.tokenizer import unloadable
 
@@ -38,11 +39,15 @@ def load_model(source: ModelSource, options: ModelOptions) -> Any:
 
     dtype = getattr(torch, options.dtype)
     placement: dict[str, Any] = {"device_map": {"": options.device}} if options.quantization != "none" else {}
+    is_away = is_out_of_reach(source)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
             dtype=dtype,
+            local_files_only=is_away,
+            # transformers (5.24) does not hand it on to where it looks for an adapter.
+            adapter_kwargs={"local_files_only": True} if is_away else None,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
             **_quantization(options, dtype),
@@ -136,7 +141,12 @@ def read_config(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            source.path,
+            revision=source.revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=is_out_of_reach(source),
+        )
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(source, "configuration", error) from error
 

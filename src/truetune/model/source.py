@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ def _dense() -> dict[str, Any]:
 
     config = getattr(transformers, "GgufConfig", None)
     return {"quantization_config": config(dequantize=True)} if config else {}
+
+
+@cache
+def version_of(package: str) -> str:
+    """The installed version, read once: what a package says of itself is long to parse."""
+    return metadata.version(package)
 
 
 def metadata_has(package: str) -> bool:

@@ -13,7 +13,9 @@ from truetune.data.hub import no_bar
 from truetune.errors import BackendError, first_line
 from truetune.model.headers import Headers, Listed, joined, read_headers
 from truetune.model.load import read_config
+from truetune.model.reach import is_out_of_reach, why_away
 from truetune.model.source import DEMO, ModelSource, demo_file, metadata_has, resolve_model
+from truetune.model.tokenizer import not_here
 
 _TIMEOUT = 10.0
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", ".gitattributes")
@@ -187,7 +189,11 @@ def fetched(source: ModelSource) -> ModelSource:
     for weights in ("*.safetensors", "pytorch_model*.bin"):
         with _explained(source.name, source.revision):
             folder = snapshot_download(
-                source.path, revision=source.revision, allow_patterns=[*_SMALL, weights], tqdm_class=no_bar()
+                source.path,
+                revision=source.revision,
+                allow_patterns=[*_SMALL, weights],
+                tqdm_class=no_bar(),
+                local_files_only=is_out_of_reach(source),
             )
         if find_weights(folder_model(Path(folder), name=source.name)).files:
             break
@@ -207,6 +213,7 @@ def _hub_model(name: str, revision: str | None, *, more: tuple[str, ...]) -> Sto
                 allow_patterns=[*_SMALL, *more],
                 etag_timeout=_TIMEOUT,
                 tqdm_class=no_bar(),
+                local_files_only=why_away() is not None,
             )
         )
         try:
@@ -271,10 +278,9 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise BackendError(f"{name} has no revision {revision!r}", hint="name a branch, a tag or a commit") from error
     except (errors.HTTPError, OSError, ValueError) as error:
-        if constants.HF_HUB_OFFLINE:
-            reason = "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
-        else:
-            reason = f"the hub at {constants.ENDPOINT} does not give it: {first_line(error)}"
+        if why_away():
+            raise not_here(name, name) from error
         raise BackendError(
-            f"{name}: {reason}", hint="check the connection, or name a folder or a .gguf file"
+            f"{name}: the hub at {constants.ENDPOINT} does not give it: {first_line(error)}",
+            hint="check the connection, or name a folder or a .gguf file",
         ) from error

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from truetune.errors import BackendError, first_line
+from truetune.model.reach import is_out_of_reach, why_away
 from truetune.model.source import ModelSource
 
 
@@ -14,7 +15,11 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
     try:
         # Where mistral-common is installed, a folder with a tekken.json would get its backend, which has no offsets.
         tokenizer = AutoTokenizer.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=trust_remote_code, mistral_format=False
+            source.path,
+            revision=source.revision,
+            trust_remote_code=trust_remote_code,
+            mistral_format=False,
+            local_files_only=is_out_of_reach(source),
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise unloadable(source, "tokenizer", error) from error
@@ -45,6 +50,8 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError:
     """The library's reason in one line, and what to do."""
+    if is_out_of_reach(source) and isinstance(error, OSError):
+        return not_here(source.name, f"cannot load the {part} of {source.name}")
     hint = (
         "the folder is not complete or damaged: write it again with save_pretrained"
         if source.is_local
@@ -55,3 +62,15 @@ def unloadable(source: ModelSource, part: str, error: Exception) -> BackendError
             "its files need one more package: sentencepiece for a tokenizer.model, mistral-common for a tekken.json"
         )
     return BackendError(f"cannot load the {part} of {source.name}: {first_line(error)}", hint=hint)
+
+
+def not_here(name: str, what: str) -> BackendError:
+    """A hub's model that is not in the cache, where the hub is not to be asked: how it comes here all the same."""
+    from huggingface_hub import constants
+
+    folder, unset = name.rpartition("/")[2], "unset it; or, " if constants.HF_HUB_OFFLINE else ""
+    return BackendError(
+        f"{what}: it is no folder here, nor whole in the cache ({constants.HF_HUB_CACHE}), and {why_away()}",
+        hint=f"{unset}where there is a network, run: hf download {name} --local-dir {folder}; bring that folder "
+        "here, and give its path as the model. truetune models lists what is here; demo needs no network",
+    )

@@ -66,9 +66,7 @@ def check_rows(
         require_sources(config.data)
     rules = config.check
     selection = Selection.of(select=rules.select, ignore=rules.ignore, severity=rules.severity)
-    policies = {name: "drop" for name in ("invalid_rows", "overlong") if getattr(config.data, name) == "error"}
-    lenient = config.model_copy(update={"data": config.data.model_copy(update=policies)})
-    source = rereadable(source)
+    lenient, source = _lenient(config), rereadable(source)
     training = training_files(config.data, listener) if source is None else []
     validation = validation_files(config.data, listener)
     selection = selection.reading([*training, *validation])
@@ -91,11 +89,24 @@ def check_rows(
 
         scores = score_rows(lenient, prepared, account=linted.account, limit=score, listener=listener)
         report = _with_scores(report, scores)
+    _warn_of_idle_lines(selection, report, linted, has_model=has_model, listener=listener)
+    return Checked(selection.of_report(report), linted, (*read, *validation), prepared, scores)
+
+
+def _lenient(config: Config) -> Config:
+    """The config by which no row ends the reading: what is wrong with it is a finding."""
+    policies = {name: "drop" for name in ("invalid_rows", "overlong") if getattr(config.data, name) == "error"}
+    return config.model_copy(update={"data": config.data.model_copy(update=policies)})
+
+
+def _warn_of_idle_lines(
+    selection: Selection, report: Report, linted: Linted, *, has_model: bool, listener: Listener
+) -> None:
+    """Lines beside the data that leave a finding alone which is not there."""
     late = (selection.ignoring(problem.rule, problem.where) for problem in report.problems)
     used = linted.account.tally.ignored | linted.findings.ignored | set(filter(None, late))
     for place in selection.unused(used, has_model=has_model):
         listener.warn(f"{place}: it leaves nothing alone; take the line out, or correct it")
-    return Checked(selection.of_report(report), linted, (*read, *validation), prepared, scores)
 
 
 def _with_scores(report: Report, scores: "Scores") -> Report:
@@ -191,7 +202,9 @@ def _tell_data(report: Report, listener: Listener) -> None:
     for form, count in report.stats["read_from"].items():
         listener.say(f"read as {form}: {count:,} rows")
     for rule, count in report.rejected.items():
-        listener.warn(f"{count} of {report.rows_read} rows left out: {rule}; first: {report.first(rule)}")
+        first = report.first(rule)
+        remedy = f" ({first.hint})" if first.hint else ""
+        listener.warn(f"{count} of {report.rows_read} rows left out: {rule}; first: {first}{remedy}")
     for problem in report.kept_problems:
         tell = listener.warn if problem.severity == "warning" else listener.say
         tell(f"{problem.message}; first: {problem.where}")

@@ -30,8 +30,9 @@ from truetune.model.load import (
     require_optimizer,
     require_quantization,
 )
+from truetune.model.reach import is_out_of_reach, why_away
 from truetune.model.shape import ModelShape, configured_shape
-from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model, weight_bytes
+from truetune.model.source import ModelSource, fingerprint, metadata_has, resolve_model, version_of, weight_bytes
 from truetune.model.tokenizer import load_tokenizer
 from truetune.pipeline.backends import Backend, Situation, choose_backend
 from truetune.pipeline.deployment import require_servable
@@ -99,10 +100,8 @@ class Machine:
 
 def versions() -> dict[str, str]:
     """The versions of the libraries a run stands on; of Unsloth, where it is installed."""
-    from importlib import metadata
-
     there = (*_LIBRARIES, *(name for name in _OPTIONAL if metadata_has(name)))
-    return {name: metadata.version(name) for name in there}
+    return {name: version_of(name) for name in there}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +135,8 @@ def ask_machine(
         for problem in filter(None, slow):
             listener.warn(problem)
     model = _known_model(config)
+    if is_out_of_reach(model.source):
+        listener.say(f"{model.source.name} is taken from the cache: {why_away()}")
     trust = config.model.trust_remote_code
     return machine_of(
         config,

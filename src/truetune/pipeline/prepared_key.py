@@ -1,7 +1,6 @@
 """Under which name prepared rows are kept: a digest of all that shapes them."""
 
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from truetune.config.schema import Config
@@ -9,6 +8,7 @@ from truetune.data.blocks import ends_digest
 from truetune.data.cache import code_digest, digest, file_digest, tokenizer_digest
 from truetune.data.sources import SourceFile
 from truetune.data.templates import Template
+from truetune.model.source import version_of
 
 _LIBRARIES = ("truetune", "transformers", "tokenizers")
 POLICIES = {
@@ -39,7 +39,7 @@ def prepared_key(
     of_training = _streamed if config.data.streaming else _whole
     return digest(
         {
-            "versions": {name: metadata.version(name) for name in _LIBRARIES},
+            "versions": {name: version_of(name) for name in _LIBRARIES},
             "code": code_digest("truetune.data", "truetune.lint", "truetune.pipeline"),
             "files": [*map(of_training, training), *map(_whole, validation)],
             "validates": (bool(config.data.validation_path), config.evaluation.eval_strategy == "no"),

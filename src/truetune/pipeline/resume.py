@@ -12,8 +12,8 @@ from truetune.pipeline.machine import Machine, stored_dtype, versions
 from truetune.pipeline.plan import RunPlan
 from truetune.pipeline.prepare import PreparedDataset
 from truetune.pipeline.prepared_key import POLICIES
-from truetune.runs.checkpoints import checkpoints_in, problems, read_manifest
-from truetune.runs.directory import RunDirectory
+from truetune.runs.checkpoints import checkpoints_in, listed, problems, read_manifest
+from truetune.runs.directory import RunDirectory, next_directory, numbered_directories
 
 Resume = Literal["never", "auto", "newest"] | Path
 
@@ -38,6 +38,52 @@ _ROUNDING = {
 
 
 # --- where to go on from ----------------------------------------------------------------------------------
+
+
+def own_directory(config: Config, resume: Resume, listener: Listener) -> str:
+    """The run's directory where none is named: runs/<data>-<n>, the first n that is free, or that of what goes on.
+
+    CheckpointError if the newest run of this model and data is asked for, and none has a checkpoint.
+    """
+    if isinstance(resume, Path):
+        return str(resume.parent.parent)
+    name = _data_name(config)
+    begun = [run for run in map(RunDirectory, numbered_directories(name)) if _is_begun(run, config)]
+    stopped = [run for run in begun if not run.is_finished() and not run.is_at_work()]
+    last = next(iter(begun if resume == "newest" else stopped), None)
+    if last is None:
+        if resume == "newest":
+            raise CheckpointError(
+                "no run of this model and data in runs/ has a checkpoint to go on from",
+                hint="name the run: --resume RUN, or start without --resume",
+            )
+        return str(next_directory(name))
+    if resume == "never":
+        if last is begun[0]:
+            listener.warn(f"{last.path} did not come to its end: --resume goes on with it; this is a new run")
+        return str(next_directory(name))
+    listener.say(f"going on with {last.path}")
+    return str(last.path)
+
+
+def _is_begun(run: RunDirectory, config: Config) -> bool:
+    """True of a run of this model and data that has a checkpoint; one that cannot be read is none."""
+    try:
+        before, now = run.read_record()["config"], config.model_dump(mode="json")
+        is_same = (before["model"]["name_or_path"], before["data"]["path"]) == (
+            now["model"]["name_or_path"],
+            now["data"]["path"],
+        )
+    except (CheckpointError, KeyError, TypeError):
+        return False
+    return is_same and config.data.path is not None and bool(checkpoints_in(run.checkpoints))
+
+
+def _data_name(config: Config) -> str | None:
+    """What the run is named after."""
+    path = config.data.path
+    first = path if path is None or isinstance(path, str) else path[0]
+    return first if first is None or isinstance(first, str) else first.path
 
 
 def where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool, listener: Listener) -> Path | None:
@@ -65,14 +111,24 @@ def where_to_resume(directory: RunDirectory, resume: Resume, *, overwrite: bool,
 
 
 def _named(directory: RunDirectory, checkpoint: Path) -> Path:
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"there is no checkpoint {checkpoint}", hint=_others(directory))
     if found := problems(checkpoint):
-        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {'; '.join(found)}")
+        raise CheckpointError(
+            f"{checkpoint} is not a complete checkpoint: {'; '.join(found)}", hint=_others(directory)
+        )
     if checkpoint.resolve().parent != directory.checkpoints.resolve():
         raise CheckpointError(
             f"{checkpoint} is not one of the checkpoints in {directory.path}",
             hint="leave output_dir to its own run; adapter.init_from starts another one from a run's weights",
         )
     return checkpoint
+
+
+def _others(directory: RunDirectory) -> str:
+    """Which checkpoints there are, for a hint."""
+    there = [str(path) for path in listed(directory.checkpoints)]
+    return f"there are {', '.join(there)}" if there else f"{directory.path} holds none: start without --resume"
 
 
 def _newest_sound(checkpoints: list[Path], listener: Listener) -> Path | None:

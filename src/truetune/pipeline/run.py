@@ -7,10 +7,11 @@ from typing import Any
 
 from truetune.config.load import load_config
 from truetune.config.schema import Config
+from truetune.errors import CheckpointError
 from truetune.runs.directory import RunDirectory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A training run: `adapter` is the folder of its weights (of the whole model after full fine-tuning).
 
@@ -28,6 +29,12 @@ class Run:
     metric_for_best_model: str | None = None
     best_metric: float | None = None
     best_step: int | None = None
+
+    def __repr__(self) -> str:
+        """In a line: the whole config would fill a screen."""
+        losses = {"final_loss": self.final_loss, "eval_loss": self.eval_loss}
+        told = "".join(f", {name}={loss:.4g}" for name, loss in losses.items() if loss is not None)
+        return f"Run({str(self.directory)!r}, {self.status}, {self.steps} steps{told})"
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -49,11 +56,13 @@ def open_run(path: str | Path) -> Run:
 
 def run_of(directory: RunDirectory, record: Mapping[str, Any], config: Config) -> Run:
     """The run of a record, as run.json has it."""
-    adapter = record.get("adapter")
+    adapter, status = record.get("adapter"), record.get("status")
+    if not isinstance(status, str) or not isinstance(adapter, str | None):
+        raise CheckpointError(f"{directory.record} is damaged: its status is {status!r}, its adapter {adapter!r}")
     return Run(
         directory=directory.path,
         config=config,
-        status=record["status"],
+        status=status,
         steps=record.get("steps", 0),
         final_loss=record.get("final_loss"),
         eval_loss=record.get("eval_loss"),

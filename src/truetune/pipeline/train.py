@@ -26,17 +26,25 @@ from truetune.pipeline.job import train_job
 from truetune.pipeline.machine import Machine, ask_machine, model_request, processes_of, require_started
 from truetune.pipeline.plan import RunPlan, keep_decisions, plan_run, plan_without_packs
 from truetune.pipeline.prepare import PreparedDataset
-from truetune.pipeline.resume import Resume, identity, require_same_run, tell_roundings, where_to_resume
+from truetune.pipeline.resume import (
+    Resume,
+    identity,
+    own_directory,
+    require_same_run,
+    tell_roundings,
+    where_to_resume,
+)
 from truetune.pipeline.run import Run, open_run, run_of
 from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable
 from truetune.pipeline.streaming import StreamedRows, StreamOf, streamed
 from truetune.pipeline.tell import tell_coverage, tell_plan
 from truetune.pipeline.tracked import run_facts, scores_of
-from truetune.runs.checkpoints import checkpoint_step
-from truetune.runs.directory import RunDirectory, next_directory, now
+from truetune.runs.checkpoints import checkpoint_step, newest_listed
+from truetune.runs.directory import RunDirectory, now
 from truetune.runs.log import RunLog
 from truetune.training.carried import within_reach
-from truetune.training.session import Destination, LoadedModel, ScoredRows, Session, Tracking, TrainingRows
+from truetune.training.scored import ScoredRows
+from truetune.training.session import Destination, LoadedModel, Session, Tracking, TrainingRows
 from truetune.training.trackers import require_reachable
 from truetune.training.world import World, open_world
 
@@ -91,7 +99,8 @@ def _train_in(
     log: RunLog | None,
 ) -> Run:
     world.require_same(_given(config))
-    directory = RunDirectory(Path(world.told_by_first(lambda: config.output_dir or _next(config))))
+    place = world.told_by_first(lambda: config.output_dir or own_directory(config, resume, listener))
+    directory = RunDirectory(Path(place))
     with nullcontext() if dry_run or not world.is_first else _at_work(directory, log):
         found = world.told_by_first(
             lambda: _named(where_to_resume(directory, resume, overwrite=overwrite, listener=listener))
@@ -364,6 +373,10 @@ class _Training:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(OSError):
                 self.directory.update_record(status=status, error=str(error), ended=now())
+            if status == "stopped":
+                last = newest_listed(self.directory.checkpoints)
+                way = f"--resume goes on from {last.name}" if last else "it has no checkpoint yet: start it again"
+                self.listener.warn(f"stopped at once, in the middle of a step; {way}")
 
     def is_complete(self) -> bool:
         """True if nothing is left to train; a schedule that changed is told."""
@@ -386,14 +399,3 @@ def _given(config: Config) -> dict[str, Any]:
     """The settings of all sections, by their names."""
     sections = {name: values for name, values in config.model_dump(mode="json").items() if isinstance(values, dict)}
     return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-
-
-def _next(config: Config) -> str:
-    return str(next_directory(_data_name(config)))
-
-
-def _data_name(config: Config) -> str | None:
-    """What the run is named after."""
-    path = config.data.path
-    first = path if path is None or isinstance(path, str) else path[0]
-    return first if first is None or isinstance(first, str) else first.path

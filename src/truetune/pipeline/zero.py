@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from truetune.config.document import document_of, plain
 from truetune.config.schema import Config
+from truetune.errors import ConfigError
 from truetune.model.source import metadata_has
 from truetune.training.deepspeed_settings import PRESETS, RunSettings, Settled, require_deepspeed, settle
 from truetune.training.schedule import Schedule
@@ -21,10 +22,10 @@ def uses_deepspeed(config: Config) -> bool:
 
 
 def require_zero(config: Config) -> None:
-    """BackendError if DeepSpeed is asked for and missing; ConfigError if its settings cannot be read."""
+    """ConfigError if DeepSpeed is asked for by settings that cannot be read; BackendError if it is missing."""
     if uses_deepspeed(config):
-        require_deepspeed(is_installed=metadata_has("deepspeed"))
         given_settings(config)
+        require_deepspeed(is_installed=metadata_has("deepspeed"))
 
 
 def given_settings(config: Config) -> Mapping[str, Any] | None:
@@ -33,9 +34,19 @@ def given_settings(config: Config) -> Mapping[str, Any] | None:
         case str() as name if name in PRESETS:
             return PRESETS[name]
         case str() as path:
-            return plain(document_of(Path(path)))  # type: ignore[no-any-return]
+            return plain(document_of(_file(path)))  # type: ignore[no-any-return]
         case given:
             return given
+
+
+def _file(name: str) -> Path:
+    """The file of that name. ConfigError for a name that is neither one of ours nor a file's."""
+    if not (path := Path(name)).exists():
+        raise ConfigError(
+            f"training.deepspeed: {name} is neither {' nor '.join(PRESETS)} nor a file",
+            hint="name one of these, or a .json file as DeepSpeed reads it",
+        )
+    return path
 
 
 def zero_stage(config: Config) -> int:

@@ -18,6 +18,12 @@ DRAWN_SCRIPTS = ("vendor/uPlot.iife.min.js", "templates/page.js", "templates/plo
 SCRIPTS = (*DRAWN_SCRIPTS, "templates/run.js")
 
 
+def tone_of(status: str, *, while_running: Tone) -> Tone:
+    """How a run's status looks; that of one which goes on does not on every page."""
+    tones: Mapping[str, Tone] = {"finished": "good", "running": while_running, "stopped": "warning"}
+    return tones.get(status, "error")
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A figure of a run that is shown large, and what there is to say of it."""

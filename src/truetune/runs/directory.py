@@ -1,5 +1,6 @@
 """A run's directory: where everything about one training lies, written so that no reader sees half a file."""
 
+import glob
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from truetune.errors import CheckpointError
+from truetune.errors import CheckpointError, first_line
 from truetune.files import leftovers, set_aside, write_json, write_text
 from truetune.runs.checkpoints import MANIFEST, checkpoint_step, listed, logged_lines
 
@@ -19,6 +20,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 CARD_FACTS = "card.json"
 """What a folder's README.md says, as data: beside whatever is made of a run's weights."""
 
+_DAMAGED = "take it from a backup; the weights and metrics beside it are not touched by this"
 _TRACKERS = ("tensorboard", "wandb")
 
 _ASKED = 0.2
@@ -150,13 +152,15 @@ class RunDirectory:
         return self.record.exists() and self.read_record().get("status") == "finished"
 
     def read_record(self) -> dict[str, Any]:
-        """run.json. Raises CheckpointError if there is none."""
+        """run.json. Raises CheckpointError if there is none, or one that is damaged."""
         try:
-            record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+            record: Any = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path} holds no run: run.json is missing") from error
-        except ValueError as error:
-            raise CheckpointError(f"{self.record} is damaged: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.record} is damaged: {first_line(error)}", hint=_DAMAGED) from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{self.record} is damaged: it holds no object", hint=_DAMAGED)
         return record
 
     def begin_record(self, **facts: Any) -> None:
@@ -272,8 +276,19 @@ def answers_behind(folder: Path, step: int) -> list[Path]:
 
 def next_directory(data: str | None, *, root: Path = Path("runs")) -> Path:
     """runs/<data>-<n>, the first n that is free."""
-    name = Path(data).stem if data else "run"
+    name = _name_of(data)
     return next(path for n in range(1, 1_000_000) if not (path := root / f"{name}-{n}").exists())
+
+
+def numbered_directories(data: str | None, *, root: Path = Path("runs")) -> list[Path]:
+    """Those of next_directory that are there, the newest first."""
+    begin = f"{_name_of(data)}-"
+    numbers = {path: path.name.removeprefix(begin) for path in root.glob(f"{glob.escape(begin)}*") if path.is_dir()}
+    return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: -int(numbers[path]))
+
+
+def _name_of(data: str | None) -> str:
+    return Path(data).stem if data else "run"
 
 
 _SECRET = re.compile(

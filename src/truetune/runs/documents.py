@@ -23,11 +23,16 @@ def own_file(folder: Path, path: Path) -> bool:
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
+def at_once(path: str, flags: int) -> int:
+    """Opens a file, and does not wait for a pipe that has its name."""
+    # What Windows has not, it has no need of.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def open_plain(path: Path) -> BinaryIO:
     """A file, opened to be read; OSError for a link, a pipe, a folder or a device in its place, not waited for."""
-    # What Windows has not, it has no need of.
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | careful))  # noqa: SIM115
+    careful = getattr(os, "O_NOFOLLOW", 0)
+    file = open(path, "rb", opener=lambda name, flags: at_once(name, flags | careful))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(f"{path.name} is no file")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from truetune.errors import CheckpointError, ConfigError, first_line
 from truetune.runs.directory import RunDirectory
-from truetune.runs.documents import last_lines
+from truetune.runs.documents import at_once, last_lines
 
 LedgerStatus = Literal["running", "finished", "stopped", "failed", "dead", "unreadable"]
 STATUSES: tuple[LedgerStatus, ...] = get_args(LedgerStatus)
@@ -33,6 +33,8 @@ SHOWN_SETTINGS = (
 
 _REASONS, _END = b'\n  "settings": [\n', b"\n  ]"
 _PIECE = 32_768
+_LARGEST = 1e100
+"""Beyond it a figure is a damaged one."""
 _Found = TypeVar("_Found")
 
 
@@ -144,7 +146,7 @@ def _bytes(file: str) -> bytes:
 
     What gives less than it is asked for is at its end, or a pipe.
     """
-    number = _at_once(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    number = at_once(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         pieces = [os.read(number, _PIECE)]
         while len(pieces[-1]) == _PIECE:
@@ -152,11 +154,6 @@ def _bytes(file: str) -> bytes:
     finally:
         os.close(number)
     return b"".join(pieces)
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Opens a file, and does not wait for a pipe that has its name."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_run(path: str | Path, *, settings: Sequence[str] = ()) -> RunEntry:
@@ -230,7 +227,7 @@ def _entry(path: Path, record: Mapping[str, Any], names: Sequence[str]) -> RunEn
 
 def _logged(folder: Path) -> dict[str, Any]:
     """How far a run has come, by the last lines of its metrics, whose file is read from its end."""
-    with suppress(FileNotFoundError), open(RunDirectory(folder).metrics, "rb", opener=_at_once) as file:
+    with suppress(FileNotFoundError), open(RunDirectory(folder).metrics, "rb", opener=at_once) as file:
         tail = last_lines(file)
         trained, evaluated = _newest(tail, "loss"), _newest(tail, "eval_loss")
         steps = [line["step"] for line in (trained, evaluated) if "step" in line]
@@ -284,11 +281,13 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if type(value) is float or type(value) is int else None
+    """A figure that a training can come to: neither infinite nor none."""
+    is_number = type(value) is float or type(value) is int
+    return value if is_number and -_LARGEST < value < _LARGEST else None
 
 
 def _whole(value: Any) -> int | None:
-    return value if type(value) is int else None
+    return value if type(value) is int and -_LARGEST < value < _LARGEST else None
 
 
 # --- choosing and ordering --------------------------------------------------------------------------------

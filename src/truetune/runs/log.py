@@ -25,7 +25,7 @@ _MOST = 10_000_000
 _DIFFERENT = 10_000
 """Lines that are remembered, so that they are not written twice."""
 _CONTROLS = re.compile(
-    r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
 _SECRET_NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _SHORTEST_SECRET = 12
@@ -172,7 +172,7 @@ class RunLog:
 
     def _write(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S  ")
-        lines = self._masked(_CONTROLS.sub("", text)).splitlines()
+        lines = self._masked(without_controls(text)).splitlines()
         written = (stamp + f"\n{' ' * len(stamp)}".join(lines) + "\n").encode("utf-8", "backslashreplace")
         self._own += self._put(written, self._number)
         if self._followers and self._size() - self._own > _MOST:
@@ -229,6 +229,11 @@ class Repeats:
     def untold(self) -> Iterator[str]:
         """Lines that were repeated since their number was last told."""
         return (_times(text, count) for text, count in self._counts.items() if not _is_told(count))
+
+
+def without_controls(text: str) -> str:
+    """The text without what only a terminal understands, but for tabs and the ends of lines."""
+    return _CONTROLS.sub("", text)
 
 
 def _is_told(count: int) -> bool:

@@ -1,5 +1,6 @@
 """Where the trained weights lie that a command names: a run, a folder in it, or RUN@STEP."""
 
+import difflib
 from pathlib import Path
 
 from truetune.errors import CheckpointError
@@ -20,8 +21,17 @@ def weights_folder(name: str | Path) -> Path:
         if holds_weights(folder):
             return folder
     if not path.is_dir():
-        raise CheckpointError(f"run not found: {path}", hint="give the directory of a finished run")
+        raise CheckpointError(f"run not found: {path}", hint=_beside(path))
     raise CheckpointError(f"{path} holds no trained model", hint=_remedy(RunDirectory(path)))
+
+
+def _beside(path: Path) -> str:
+    """The runs that lie where the name looks for one."""
+    there = [str(record.parent) for record in sorted(path.parent.glob("*/run.json"))]
+    close = difflib.get_close_matches(str(path), there, n=1, cutoff=0.8)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"there are {', '.join(there[:5])}" if there else "give the directory of a finished run"
 
 
 def holds_weights(folder: Path) -> bool:

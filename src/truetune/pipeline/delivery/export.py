@@ -4,14 +4,20 @@ from pathlib import Path
 
 from truetune.listener import Listener, LogListener
 from truetune.pipeline.delivery.adapter import export_adapter
-from truetune.pipeline.delivery.exported import Export, ExportSettings, Target
+from truetune.pipeline.delivery.exported import Export, ExportSettings, Target, title_of
 from truetune.pipeline.delivery.gguf import GgufExport
 from truetune.pipeline.delivery.gguf_adapter import GgufAdapterExport
 from truetune.pipeline.delivery.vllm import export_vllm
 from truetune.runs.checkpoints import require_as_written
 from truetune.runs.trained import weights_folder
 
-__all__ = ["Export", "ExportSettings", "Target", "export_run"]
+__all__ = ["Export", "ExportSettings", "Target", "export_run", "name_for"]
+
+
+def name_for(name: str | Path, to: Target) -> Path:
+    """What an export is called that nobody has named: after the run, in this folder."""
+    endings: dict[Target, str] = {"gguf": ".gguf", "gguf-adapter": "-lora.gguf"}
+    return Path(f"{title_of(name)}{endings.get(to, f'-{to}')}")
 
 
 def export_run(

@@ -55,7 +55,11 @@ class Export:
         kind = f"{self.quantization}, " if self.quantization else ""
         on = f", on {self.base}" if self.base else ""
         lines = [f"exported: {self.path} ({kind}{byte_size(self.bytes)})", f"{told_check(self.check)}{on}"]
-        return [*lines, f"run it: {self.command}"] if self.command else lines
+        lines += [f"run it: {self.command}"] if self.command else []
+        return [*lines, _FOR_OLLAMA] if self.format == "gguf" else lines
+
+
+_FOR_OLLAMA = "for Ollama: --to ollama writes its Modelfile beside it, with the template, the stops and the context"
 
 
 def told_check(check: LlamaCppCheck | Parity | None) -> str:

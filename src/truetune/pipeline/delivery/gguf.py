@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from truetune.config.load import load_config
 from truetune.errors import TruetuneError
@@ -59,7 +60,8 @@ class GgufExport:
             size, check = self._write_gguf(model, quantization, staged)
         if target != out and is_ours:  # Into a folder of somebody's no card is put.
             self._write_card(out, check)
-        return Export(target, "gguf", quantization.name, size, check)
+        command = f"llama-server -m {quote(str(target))} --jinja"
+        return Export(target, "gguf", quantization.name, size, check, command=command)
 
     def _ollama_folder(self, model: WholeModel, quantization: Quantization, out: Path) -> Export:
         with staged_folder(out) as staged:
@@ -67,7 +69,8 @@ class GgufExport:
             size, check = self._write_gguf(model, quantization, file)
             write_modelfile(staged / "Modelfile", self._modelfile(model, file.name, check))
             self._write_card(staged, check, name=name_of(out))
-        command = f"cd {out} && ollama create {out.name} -f Modelfile"
+        name = name_of(out)
+        command = f"cd {quote(str(out))} && ollama create {name} -f Modelfile && ollama run {name}"
         return Export(out, "ollama", quantization.name, size, check, command=command)
 
     def _write_card(self, folder: Path, check: LlamaCppCheck | None, *, name: str | None = None) -> None:

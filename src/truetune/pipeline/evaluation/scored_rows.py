@@ -16,7 +16,7 @@ from truetune.inference.metrics import Expected, Metric, named_metrics
 from truetune.listener import Listener
 from truetune.pipeline.evaluation.questions import chosen_metrics
 from truetune.pipeline.evaluation.rows import Asked, EvaluationRows
-from truetune.training.session import ScoredRow, ScoredRows
+from truetune.training.scored import ScoredRow, ScoredRows
 
 
 def scored_rows(

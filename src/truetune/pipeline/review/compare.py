@@ -10,6 +10,7 @@ from truetune.errors import ConfigError
 from truetune.inference.bootstrap import compare, series_difference
 from truetune.inference.metrics import mean
 from truetune.pipeline.review.kept_figures import Evaluated, KeptRun, read_kept_run
+from truetune.runs.documents import mapping
 from truetune.runs.ledger import RunEntry
 
 _ABOUT_PLACES = {"output_dir", "logging.run_name", "logging.logging_dir"}
@@ -84,7 +85,7 @@ def compare_runs(paths: Sequence[str | Path]) -> RunComparison:
         runs=tuple(run.entry for run in runs),
         settings=_differing(runs, lambda run: run.settings, without=_ABOUT_PLACES),
         data=_differing(runs, _data),
-        versions=_differing(runs, lambda run: run.record.get("versions") or {}),
+        versions=_differing(runs, lambda run: mapping(run.record, "versions")),
         hardware=_differing(runs, _hardware),
         figures=tuple(_figures(runs)),
         verdicts=tuple(verdict for other in runs[1:] for verdict in _judged(runs[0], other, spreads)),
@@ -106,7 +107,7 @@ def _differing(
 
 
 def _data(run: KeptRun) -> dict[str, Any]:
-    model, data = run.record.get("model") or {}, run.record.get("data") or {}
+    model, data = mapping(run.record, "model"), mapping(run.record, "data")
     return {
         "the base's revision": model.get("revision"),
         "the base's fingerprint": model.get("fingerprint"),
@@ -117,7 +118,7 @@ def _data(run: KeptRun) -> dict[str, Any]:
 
 
 def _hardware(run: KeptRun) -> dict[str, Any]:
-    return {"device": run.record.get("device"), **(run.record.get("hardware") or {})}
+    return {"device": run.record.get("device"), **mapping(run.record, "hardware")}
 
 
 def _notes(runs: Sequence[KeptRun]) -> Iterator[str]:

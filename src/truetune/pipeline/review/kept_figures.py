@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from truetune.config.load import load_config
 from truetune.errors import CheckpointError
-from truetune.runs.columns import Column, read_columns
+from truetune.runs.columns import Column, number, read_columns
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import mapping
 from truetune.runs.evaluations import StoredEvaluation, stored_evaluations
@@ -111,10 +111,9 @@ def read_kept_run(path: Path) -> KeptRun:
 
 
 def _settings(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
-    config = record.get("config")
-    if config is None:  # A run from before run.json had it.
-        config = load_config(directory.config).config.model_dump(mode="json")
-    return dict(_flat(config))
+    if record.get("config") is None:  # A run from before run.json had it.
+        return dict(_flat(load_config(directory.config).config.model_dump(mode="json")))
+    return dict(_flat(mapping(record, "config")))
 
 
 def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -126,7 +125,10 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _curve(directory: RunDirectory) -> Curve:
-    text = directory.metrics.read_bytes() if directory.metrics.exists() else b""
+    try:
+        text = directory.metrics.read_bytes() if directory.metrics.exists() else b""
+    except OSError as error:
+        raise CheckpointError(f"{directory.metrics} cannot be read: {error.strerror}") from error
     # What a killed process left half written at the end is no line.
     logged = read_columns(text[: text.rfind(b"\n") + 1], names=("loss", "num_tokens"))
     if logged.damaged:
@@ -167,7 +169,10 @@ def _evaluated(stored: StoredEvaluation) -> Evaluated:
 
 
 def _loss(line: Mapping[str, Any]) -> tuple[str, tuple[float, int]]:
-    return str(line["row"]), (float(line["loss"]), int(line["tokens"]))
+    loss, tokens = number(line["loss"]), number(line["tokens"])
+    if math.isnan(loss) or math.isnan(tokens):
+        raise ValueError("a damaged line")
+    return str(line["row"]), (loss, int(tokens))
 
 
 def _scores(line: Mapping[str, Any]) -> tuple[tuple[str, int, str], Mapping[str, float]]:
@@ -183,7 +188,7 @@ def _of_rows(lines: Iterable[Mapping[str, Any]], read: Callable[[Mapping[str, An
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: figure for name, value in values.items() if not math.isnan(figure := number(value))}
 
 
 def _pairs(rows: Iterator[tuple[Any, Any]]) -> Numbers:

@@ -18,7 +18,7 @@ from truetune.pipeline.review.evaluations import judged
 from truetune.pipeline.review.planned import planned_figures
 from truetune.pipeline.review.rows import data_facts, samples
 from truetune.report.curves import DRAWN, Chart, Summary, axes, charts, number
-from truetune.report.run_page import Figure, Pairs, RunPage, Setting, Tone, render_run_page
+from truetune.report.run_page import Figure, Pairs, RunPage, Setting, render_run_page, tone_of
 from truetune.runs.columns import logged_columns
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import json_object, mapping, mappings, text, text_file, texts
@@ -26,7 +26,6 @@ from truetune.runs.ledger import RunEntry, read_run
 
 _WORSE = 1.01
 """From so much above the best validation loss on, the last one is told to be worse."""
-_TONES: Mapping[str, Tone] = {"finished": "good", "running": "plain", "stopped": "warning"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def run_page(run: RunDirectory) -> RunPage:
     return RunPage(
         name=run.path.absolute().name,
         status=entry.status,
-        tone=_TONES.get(entry.status, "error"),
+        tone=tone_of(entry.status, while_running="plain"),
         verdict=without_secrets(_verdict(entry, record, run)),
         notes=tuple(_notes(losses)),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

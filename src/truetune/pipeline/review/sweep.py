@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from truetune.config.load import dump_given
 from truetune.errors import CheckpointError, ConfigError, TruetuneError
@@ -19,7 +18,7 @@ from truetune.pipeline.review.grid import Grid, Point
 from truetune.pipeline.trained_records import data_paths, document
 from truetune.runs.directory import RunDirectory, now, public
 from truetune.runs.ledger import RunEntry, read_run
-from truetune.training.signals import stopping
+from truetune.training.signals import heard_by
 
 _FILE = "sweep.json"
 _BEST = "evaluation.load_best_model_at_end"
@@ -123,7 +122,8 @@ def run_sweep(grid: Grid, folder: Path, *, retry: bool = False, listener: Listen
     Raises ConfigError for a folder of another sweep, CheckpointError where another process works in it.
     """
     listener = listener or LogListener()
-    with RunDirectory(folder).locked(), _Stops() as stops:
+    stops = _Stops()
+    with RunDirectory(folder).locked(), heard_by(stops.hear):
         sweeper = _Sweeper(grid, folder, _kept(grid, folder), retry=retry, listener=listener, stops=stops)
         sweeper.run()
     return sweep_so_far(folder, stopped_by=stops.received, listener=listener)
@@ -230,18 +230,8 @@ class _Stops:
     def __init__(self) -> None:
         self.received: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in stopping()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, _: object) -> None:
+    def hear(self, number: int, _: object) -> None:
         self.received = signal.Signals(number).name
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)

@@ -13,11 +13,10 @@ from truetune.pipeline.review.evaluations import judged
 from truetune.pipeline.review.live.shelf import Shelved
 from truetune.report.curves import number
 from truetune.report.live_page import ComparedPage, Line, NamedRun, SameRow, Table, ToldVerdict
-from truetune.report.run_page import AnsweredRow, Tone
+from truetune.report.run_page import AnsweredRow, Tone, tone_of
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import json_objects, last_lines, open_plain
 
-_TONES: Mapping[str, Tone] = {"finished": "good", "running": "busy", "stopped": "warning"}
 _MOST_SAMPLES = 12
 _LONG = 200
 _LARGEST = 200_000_000
@@ -30,7 +29,7 @@ def named(run: Shelved) -> NamedRun:
 
 
 def _tone(run: Shelved) -> Tone:
-    return _TONES.get(run.entry.status, "error")
+    return tone_of(run.entry.status, while_running="busy")
 
 
 # --- the list, and the head of a run ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from truetune.report.curves import DRAWN, axes, charts, number, payload
 from truetune.runs.columns import read_columns
 from truetune.runs.directory import RunDirectory
 from truetune.runs.documents import damage, json_objects, open_plain
+from truetune.runs.log import without_controls
 
 _PIECE = 1_000_000
 """Bytes that are told line by line, some 4,000 lines: where more is new, a snapshot tells it in fewer points."""
@@ -132,9 +133,6 @@ def _seek_line(file: BinaryIO, offset: int) -> int:
 
 # --- the log ----------------------------------------------------------------------------------------------
 
-_TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
 
 @dataclass(frozen=True, slots=True)
 class LogNews:
@@ -164,6 +162,6 @@ def log_news(path: Path, since: Position | None) -> LogNews | None:
 
 def _plain(text: bytes) -> str:
     """Lines without what only a terminal understands, and without keys and addresses of people."""
-    words = _TERMINAL.sub("", text.decode("utf-8", "replace"))
+    words = without_controls(text.decode("utf-8", "replace"))
     lines = (line.rpartition("\r")[2] for line in words.replace("\r\n", "\n").split("\n"))
-    return without_secrets(_UNSEEN.sub("", "\n".join(lines)))
+    return without_secrets("\n".join(lines))

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 
 from manual.contents import Page
-from truetune.arguments import command_parser
+from truetune.arguments.examples import EXAMPLES
+from truetune.arguments.parse import command_parser
 
 HEAD = """# Commands
 
@@ -50,6 +51,7 @@ GUIDES = {
     "schema": "training",
     "models": "models",
     "doctor": "engines",
+    "completion": "installation",
 }
 """The page that explains a command with examples."""
 
@@ -66,7 +68,8 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
-    lines = [f"## truetune {name}", "", parser.description or "", "", *_groups(parser)]
+    examples = [f"    {line}" for line in EXAMPLES[name]]
+    lines = [f"## truetune {name}", "", parser.description or "", "", *examples, "", *_groups(parser)]
     page = Page("", f"{GUIDES[name]}.md", "") if name in GUIDES else None
     return "\n".join([*lines, *([f"More: [{page.title}](../{page.path})", ""] if page else [])])
 

@@ -1,5 +1,6 @@
 """Sphinx's settings for the manual: Markdown as code hosts read it, and nothing fetched from elsewhere."""
 
+import importlib.metadata
 from typing import Any
 
 from manual.contents import DOCS, SECTIONS
@@ -8,7 +9,8 @@ project = "truetune"
 author = "the truetune authors"
 extensions = ["myst_parser"]
 html_theme = "furo"
-html_title = "truetune"
+release = importlib.metadata.version("truetune")
+html_title = f"truetune {release}"
 html_use_index = False
 html_copy_source = False  # manual/site.py puts each page's Markdown beside it.
 html_extra_path = [str(DOCS / "llms.txt")]

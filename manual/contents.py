@@ -9,8 +9,10 @@ DOCS = ROOT / "docs"
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Start": {
-        "index.md": "installation, and from rows to a model in five steps",
+        "index.md": "from rows to a model in five steps",
+        "installation.md": "environment, torch, extras, sizes, completion in the shell",
         "guide.md": "the fine-tuning guide that truetune implements, what it recommends and how that is said here",
+        "examples.md": "tasks with rows, configs and scores, each trained on a CPU in minutes",
     },
     "Prepare data": {
         "data.md": "files, formats, what is learned, what is left out, validation rows, templates",

@@ -6,17 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import worlds
+
 SETTINGS: dict[str, Any] = {
-    "precision": "fp32",
-    "device": "cpu",
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "logging_steps": 1,
-    "r": 4,
-    "max_length": 64,
-    "per_device_train_batch_size": 2,
-    "packing": False,
+    **worlds.FAST,
     "streaming": True,
     "shuffle_buffer_size": 7,
     "save_strategy": "steps",

@@ -1,19 +1,21 @@
 """bench/processes.py trains the same steps in one process and in two, and compares them."""
 
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import warm
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
-@pytest.mark.timeout(600)  # Four processes and an agent that import torch.
 def test_one_process_and_two_are_compared_on_the_same_steps() -> None:
-    command = [sys.executable, str(BENCH / "processes.py"), "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = warm.python(BENCH / "processes.py", "--quick")
+    environment = {**os.environ, "WARM_PYTHON": warm.executable()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines[:3]] == ["1 x 1 thread", "2 x 1 thread", "1 x all threads"]

@@ -92,7 +92,9 @@ def test_what_the_libraries_would_have_read_otherwise_has_a_process_of_its_own(t
     changed = os.environ.items() ^ warm.environment().items()
     assert loaded(**os.environ) == "True", f"whatever has run in this process before, and left {sorted(changed)}"
     assert loaded(KMP_DUPLICATE_LIB_OK="True", WANDB_MODE="offline") == "True"
-    assert loaded(HF_HOME=str(tmp_path)) == loaded(OMP_NUM_THREADS="1") == "False"
+    assert loaded(HF_HOME=str(tmp_path)) == loaded(OMP_NUM_THREADS="") == "False"
+    threads = "import sys; print('torch' in sys.modules); import torch; print(torch.get_num_threads())"
+    assert loaded(threads, OMP_NUM_THREADS="3").split() == ["True", "3"]
     assert loaded(PYTHONPATH=os.pathsep.join([str(tmp_path / "shadowing"), path])) == "False"
     beside = os.pathsep.join(filter(None, [str(tmp_path / "beside"), path]))
     assert (

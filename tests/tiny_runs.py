@@ -20,7 +20,7 @@ from truetune.listener import LogListener, StepEvent
 from truetune.model.adapter import LoraSettings
 from truetune.training.job import TrainJob, TrainResult
 from truetune.training.monitor import MetricsCallback
-from truetune.training.session import ScoredRow, ScoredRows
+from truetune.training.scored import ScoredRow, ScoredRows
 from truetune.training.trl import Engine, build_engine, train
 
 TOKENIZER = byte_tokenizer(chat_template=CHATML)

@@ -46,6 +46,13 @@ EXACT: dict[str, dict[str, Any]] = {
     "plus": {"max_steps": 3, "loraplus_lr_ratio": 4.0},
     "scarce": {"max_steps": 3},
     "dropout": {"max_steps": 3, "lora_dropout": 0.3},
+    "streamed": {
+        "max_steps": 6,
+        "streaming": True,
+        "shuffle_buffer_size": 10,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    },
     "answered": {
         "max_steps": 2,
         "test_size": 5,
@@ -60,7 +67,7 @@ EXACT: dict[str, dict[str, Any]] = {
     },
 }
 """What has to be the same in any number of processes."""
-LEFT_OUT = {1: {"dropout"}, 3: {"full", "plus"}}
+LEFT_OUT = {1: {"dropout"}, 3: {"full", "plus", "streamed"}}
 """What so many processes need not train: one has another dropout, and three add up as two do."""
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "lora_dropout": 0.0}
 BEST: dict[str, Any] = {"test_size": 5, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}

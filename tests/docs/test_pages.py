@@ -11,14 +11,18 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 from manual.contents import DOCS, ROOT
-from truetune.arguments import parse_arguments
+from truetune.arguments.parse import parse_arguments
 from truetune.config.load import load_config
 from truetune.config.schema import SECTIONS, setting_names
 from truetune.errors import ConfigError
 from truetune.migrate.importer import import_file
 
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.M | re.S)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def text_of(page: Path) -> str:
@@ -34,7 +38,7 @@ def configs() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         for number, block in enumerate(YAML_BLOCK.findall(text_of(page)), start=1):
             if "jobs:" not in block:
-                yield f"{page.name} {number}", block
+                yield f"{name_of(page)} {number}", block
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in configs()])
@@ -100,7 +104,7 @@ NOT_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     known = {*setting_names()} | NOT_SETTINGS
     assert not {name for name in SETTING.findall(text_of(page)) if name not in known}
@@ -124,7 +128,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
         blocks = [each for each in MarkdownIt().parse(text_of(page)) if each.type in ("fence", "code_block")]
         for line in (line.removeprefix("$ ") for each in blocks for line in each.content.splitlines()):
             if line.startswith("truetune ") and "…" not in line:
-                yield page.name, line
+                yield name_of(page), line
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())), ids=str)

@@ -16,17 +16,21 @@ from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+LIBRARIES = _HERE / "libraries.py"
 # Tests may put `executable()` in its place.
 _PYTHON = sys.executable
 
 
-def python(*words: object) -> list[str]:
-    """The command line of `python WORDS`: `-m MODULE …`, `-c TEXT …` or a script. It may be killed and signalled."""
+def python(*words: object, libraries: Path = LIBRARIES) -> list[str]:
+    """The command line of `python WORDS`: `-m MODULE …`, `-c TEXT …` or a script. It may be killed and signalled.
+
+    `libraries` is a file that loads them.
+    """
     given = [*map(str, words)]
     if not hasattr(os, "pidfd_open"):
         return [_PYTHON, *given]
     # -I, -S: without site-packages the client starts in a tenth of the time.
-    return [_PYTHON, "-I", "-S", str(_HERE / "client.py"), str(_socket()), *given]
+    return [_PYTHON, "-I", "-S", str(_HERE / "client.py"), str(_socket(libraries)), *given]
 
 
 def truetune(*words: object) -> list[str]:
@@ -35,15 +39,15 @@ def truetune(*words: object) -> list[str]:
 
 
 @cache
-def executable() -> str:
+def executable(libraries: Path = LIBRARIES) -> str:
     """A program for the place of sys.executable, so that what truetune starts itself starts at once, too.
 
     It takes that place in a process of `python` that finds it in its environment as WARM_PYTHON.
     """
     if not hasattr(os, "pidfd_open"):
         return _PYTHON
-    path = _socket().with_name("python")
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(python())} "$@"\n')
+    path = _socket(libraries).with_name("python")
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(python(libraries=libraries))} "$@"\n')
     path.chmod(0o755)
     return str(path)
 
@@ -55,15 +59,15 @@ def environment() -> dict[str, str]:
 
 
 @cache
-def _socket() -> Path:
-    """Where the warm process listens: one for this process, started at the first call, which ends with it."""
+def _socket(libraries: Path) -> Path:
+    """Where the warm process with these libraries listens: started at the first call, it ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     with socket.socket(socket.AF_UNIX) as listening, (folder / "log").open("wb") as log:
         # It listens from now on: what connects waits until the libraries are loaded.
         listening.bind(str(folder / "socket"))
         listening.listen(64)
         process = subprocess.Popen(
-            [_PYTHON, str(_HERE / "server.py"), str(listening.fileno())],
+            [_PYTHON, str(_HERE / "server.py"), str(listening.fileno()), str(libraries)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

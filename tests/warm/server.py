@@ -1,9 +1,11 @@
-"""A process that has loaded the libraries and forks for each command that a client asks for: `server.py DESCRIPTOR`.
+"""A process that has loaded the libraries and forks for each command that a client asks for:
+`server.py DESCRIPTOR FILE`, where the file is Python that loads them.
 
 The child takes over the client's descriptors, directory, environment, arguments and ignored signals, and then does
 what the interpreter does of `-m`, `-c` or a script. What a fresh process would do otherwise:
-the libraries read their part of the environment here. So a client whose environment differs in more than READ_LATE,
-or whose PYTHONPATH would shadow what is loaded, is told to start a fresh process.
+the libraries read their part of the environment here. So a client whose environment differs in more than READ_LATE
+(and the number of threads, which can be set anew), or whose PYTHONPATH would shadow what is loaded, is told to start
+a fresh process.
 """
 
 import atexit
@@ -19,26 +21,14 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LOADED = (
-    "torch",
-    "transformers.models.llama.modeling_llama",
-    "trl",
-    "peft",
-    "datasets",
-    "truetune.inference.generate",
-    "truetune.pipeline.evaluation.evaluate",
-    "truetune.pipeline.train",
-    "truetune.pipeline.verify",
-    "truetune.training.trl",
-)
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 READ_LATE = (
-    *("COLUMNS", "HF_TOKEN", "LINES", "OLDPWD", "PWD", "PYTEST_", "SHLVL", "TRUETUNE_", "WARM_PYTHON", "_"),
+    *("COLUMNS", "HF_TOKEN", "LINES", "OLDPWD", "PWD", "PYTEST_", "SHLVL", "TERM", "TRUETUNE_", "WARM_PYTHON", "_"),
     # Set by libraries in a process that has trained, as the tests' own has.
     *("ACCELERATE_", "CUBLAS_WORKSPACE_CONFIG", "KMP_DUPLICATE_LIB_OK", "TOKENIZERS_PARALLELISM"),
     "TORCHINDUCTOR_CACHE_DIR",
@@ -48,6 +38,7 @@ READ_LATE = (
     *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "SLURM_", "TORCHELASTIC_", "TORCH_NCCL_", "WORLD_SIZE"),
 )
 """The beginnings of names that no library reads as it loads."""
+THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -68,15 +59,14 @@ class Running:
     pidfd: int
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, libraries: str) -> None:
     given, lifeline = dict(os.environ), os.dup(0)
     with suppress(ValueError):
         sys.path.remove(str(Path(__file__).parent))
     from truetune.environment import set_environment
 
     set_environment()
-    for name in LOADED:
-        import_module(name)
+    runpy.run_path(libraries)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
     gc.freeze()
     request = Server(socket.socket(fileno=descriptor), lifeline, given).serve()
@@ -183,7 +173,8 @@ def is_alike(environment: Mapping[str, str], loaded_in: Mapping[str, str]) -> bo
     # What truetune has set here is set already in what a command of ours starts.
     names -= {name for name in names if environment.get(name) == os.environ.get(name)}
     in_front = first_places(environment.get("PYTHONPATH", ""), loaded_in.get("PYTHONPATH", ""))
-    is_late = all(name.startswith(READ_LATE) for name in names - {"PYTHONPATH"})
+    can_be_set = {THREADS} if environment.get(THREADS, "1").isdigit() else set()
+    is_late = all(name.startswith(READ_LATE) for name in names - {"PYTHONPATH"} - can_be_set)
     return is_late and in_front is not None and not any(map(shadows, in_front))
 
 
@@ -210,8 +201,12 @@ def become(request: Request, set_here: Mapping[str, str], *, loaded_path: str) -
         os.dup2(descriptor, place)
         os.close(descriptor)
     os.chdir(request.directory)
+    threads = os.environ.get(THREADS)
     os.environ.clear()
     os.environ.update({**set_here, **request.environment})
+    if (asked := os.environ.get(THREADS)) != threads:
+        # torch takes all cores where nothing is said.
+        sys.modules["torch"].set_num_threads(int(asked or len(os.sched_getaffinity(0))))
     sys.executable = request.environment.get("WARM_PYTHON", sys.executable)
     sys.path[:0] = first_places(request.environment.get("PYTHONPATH", ""), loaded_path) or []
     for number in SIGNALS:
@@ -258,8 +253,12 @@ def end(status: int) -> None:
 
 def run(words: list[str]) -> None:
     """What the interpreter does of `python WORDS`."""
-    is_safe = words[0] == "-P"
-    match words[is_safe:]:
+    flags = set(takewhile(("-P", "-u").__contains__, words))
+    is_safe = "-P" in flags
+    if "-u" in flags:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    match words[len(flags) :]:
         case ["-m", module, *rest]:
             sys.argv = [module, *rest]
             put_first(os.getcwd(), is_safe)
@@ -281,4 +280,4 @@ def put_first(place: str, is_safe: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

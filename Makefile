@@ -1,5 +1,5 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer, pip and make.
-# TORCH chooses another torch, VENV_ARGS=--system-site-packages uses an installed one (README, "Installation").
+# TORCH chooses another torch, VENV_ARGS=--system-site-packages uses an installed one (docs/installation.md).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Idle OpenMP threads must sleep: spinning ones slow a busy machine tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test check lint types layers tests chromium test-unsloth docs reference site gpu-check format clean
+.PHONY: install demo test check lint types layers tests chromium test-unsloth docs reference site dist gpu-check fuzz format clean
 
 install: $(INSTALLED)
 
@@ -57,6 +57,12 @@ test-unsloth: $(INSTALLED)
 gpu-check: $(INSTALLED)
 	$(BIN)/python bench/gpu_check.py
 
+# Coverage-guided fuzzing of all that reads what people hand in (bench/fuzz.py); on Linux.
+fuzz: SECONDS ?= 600
+fuzz: $(INSTALLED)
+	$(PIP) atheris
+	$(BIN)/python bench/fuzz.py --seconds $(SECONDS)
+
 # Runs every command and example of README and docs/, and builds the manual.
 docs: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/docs
@@ -68,6 +74,10 @@ reference: $(INSTALLED)
 # docs/ as a site, in build/site; a warning or a broken link ends it.
 site: $(INSTALLED)
 	$(BIN)/python -m manual.site
+
+# Wheel and sdist, in dist/.
+dist: $(INSTALLED)
+	$(BIN)/python -m manual.distribution
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -503,7 +503,7 @@ def plain_losses(bench: Bench, run: Any) -> tuple[float, float]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from truetune.api import prepare
+    from truetune import prepare
     from truetune.model.hardware import DTYPES
 
     dtype = getattr(torch, DTYPES[run.config.training.precision])

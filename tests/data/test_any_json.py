@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from properties import examples
+from properties import changed, examples, places
 from traced import HERMES, HI, W_CALL, W_TOOL, YO, call
 from truetune.data.examples import Location, Record
 from truetune.data.formats import expand_record, parse_example
@@ -65,20 +65,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=3),
     max_leaves=6,
 )
-
-
-def places(value: Any) -> list[tuple[Any, ...]]:
-    """The path of every value inside a value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [(), *((key, *path) for key, each in inner for path in places(each))]
-
-
-def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = value.copy()
-    copy[path[0]] = changed(value[path[0]], path[1:], new)
-    return copy
 
 
 PLACES = [(row, path) for row in WHOLE for path in places(row) if path]

@@ -76,13 +76,18 @@ def unknown_command(word: str, known: Collection[str]) -> str:
 def _of_file(word: str) -> str | None:
     """What is done with a file that was given without a command."""
     path, name = Path(word).expanduser(), shlex.quote(word)
-    if word.endswith((".yaml", ".yml")):
+    if is_config(word):
         return f"to train as it says: truetune train {name}"
     if (path / "run.json").is_file():
         return f"that is a run: truetune chat {name} asks it, truetune report {name} shows how it went"
     if path.exists() or is_data(word):
         return f"truetune check {name} looks at the data, truetune train --model M --data {name} trains on it"
     return None
+
+
+def is_config(name: str) -> bool:
+    """True of the name of a config."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def is_data(name: str) -> bool:

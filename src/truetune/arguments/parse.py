@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from truetune.arguments import asking, data, evaluation, launching, report, runs, serving, setup, trained, training
-from truetune.arguments.guesses import is_data, several_files, unknown_command, unknown_options
+from truetune.arguments.guesses import is_config, is_data, several_files, unknown_command, unknown_options
 from truetune.arguments.options import Parser
 
 _ROOMS = (training, runs, launching, asking, evaluation, report, trained, serving, data, setup)
@@ -66,7 +66,7 @@ def _take_file(options: argparse.Namespace, name: str) -> None:
         case "settings":
             hint = f"of your own rows: truetune train --model M --data {name}"
             parser.refuse(f"no file is taken here: {name}", hint)
-        case "data" if not _is_config(name):
+        case "data" if not is_config(name):
             is_rows = True
         case _:
             is_rows = is_data(name)
@@ -81,11 +81,7 @@ def _take_file(options: argparse.Namespace, name: str) -> None:
 
 def _is_word(value: str) -> bool:
     """True of what stands behind an option whose value may be left out, and is none."""
-    return "=" in value or _is_config(value) or is_data(value)
-
-
-def _is_config(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
+    return "=" in value or is_config(value) or is_data(value)
 
 
 def command_parser() -> Parser:

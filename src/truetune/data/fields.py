@@ -313,6 +313,7 @@ def _notes(
     )
 
 
+@lru_cache(maxsize=1024)
 def _asks_to_be_read(name: str) -> bool:
     """True of a field that asks to be in the prompt, also where its name is misspelt."""
     return name.strip().lower() in _REPORTED or close_name(name, _REPORTED) is not None

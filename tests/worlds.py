@@ -71,6 +71,7 @@ LEFT_OUT = {1: {"dropout"}, 3: {"full", "plus", "streamed"}}
 """What so many processes need not train: one has another dropout, and three add up as two do."""
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "lora_dropout": 0.0}
 BEST: dict[str, Any] = {"test_size": 5, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+_PORTS = iter(range(15_000 + os.getpid() * 173 % 15_000, 32_000))
 ROWS = {"tiny": 13}
 """How many rows a scenario has: the last step of `tiny` has one."""
 
@@ -182,8 +183,9 @@ def _said_by_srun(rank: int, size: int, port: int, address: str, *, are_apart: b
 
 
 def free_port() -> int:
-    """Of those that the number of a job of SLURM leads to."""
-    for port in range(15_000 + os.getpid() % 10_000, 35_000):
+    """Of those that the number of a job of SLURM leads to, each once, and far from those of pytest's other worker,
+    whose number is near: until its first process listens there, nothing tells that a port is taken."""
+    for port in _PORTS:
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))
             return port

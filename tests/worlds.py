@@ -205,6 +205,19 @@ def ended(
             each.kill()
 
 
+def require(ends: Sequence[Ended], *, statuses: Sequence[int]) -> None:
+    """Fails the test, with the last words of each process, unless they ended so."""
+    import pytest
+
+    if [each.status for each in ends] != [*statuses]:
+        last = (f"process {rank}: status {each.status}\n{_last_lines(each.err)}" for rank, each in enumerate(ends))
+        pytest.fail(f"expected were {[*statuses]}\n" + "\n".join(last), pytrace=False)
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-8:])
+
+
 # --- one of the processes ---------------------------------------------------------------------------------
 
 

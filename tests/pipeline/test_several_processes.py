@@ -54,7 +54,7 @@ def _together(
 ) -> None:
     """So many processes, which train all that has to be the same in any number, or the scenarios."""
     ends = worlds.ended(worlds.start(size, folder, *scenarios, by_srun=by_srun))
-    assert [each.status for each in ends] == list(expected or [0] * size), "\n".join(each.err for each in ends)
+    worlds.require(ends, statuses=expected or [0] * size)
 
 
 # --- exactness ----------------------------------------------------------------------------------------------

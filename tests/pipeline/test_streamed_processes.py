@@ -41,7 +41,7 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for rank in range(2)
         ]
         ends = worlds.ended(processes)
-    assert [each.status for each in ends] == [0, 0], "\n".join(each.err for each in ends)
+    worlds.require(ends, statuses=[0, 0])
     return folder
 
 

@@ -40,8 +40,7 @@ def machines(alone: Path, folder: Path) -> list[Path]:
 
 def trained(folder: Path, places: Sequence[Path], *scenarios: str, **where: Any) -> list[list[str]]:
     """How the last of the scenarios ended, on each of the machines."""
-    ends = worlds.ended(worlds.start(2, folder, *scenarios, places=places, **where))
-    assert [each.status for each in ends] == [0, 0], "\n".join(each.err for each in ends)
+    worlds.require(worlds.ended(worlds.start(2, folder, *scenarios, places=places, **where)), statuses=[0, 0])
     return [json.loads((folder / f"outcomes-{scenarios[-1]}-{rank}.json").read_text()) for rank in range(2)]
 
 

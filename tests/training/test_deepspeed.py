@@ -49,8 +49,7 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _together(folder: Path, size: int, *names: str) -> None:
-    ends = worlds.ended(zero_worlds.start(size, folder, *names))
-    assert [each.status for each in ends] == [0] * size, "\n".join(each.err for each in ends)
+    worlds.require(worlds.ended(zero_worlds.start(size, folder, *names)), statuses=[0] * size)
 
 
 PAIRS = [

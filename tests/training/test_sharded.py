@@ -51,8 +51,7 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _together(folder: Path, size: int) -> None:
-    ends = worlds.ended(sharded_worlds.start(size, folder))
-    assert [each.status for each in ends] == [0] * size, "\n".join(each.err for each in ends)
+    worlds.require(worlds.ended(sharded_worlds.start(size, folder)), statuses=[0] * size)
 
 
 PAIRS = [*[(name, 2) for name in MORE], ("uneven", 3), ("tiny", 3), ("full", 3)]

@@ -266,6 +266,18 @@ def test_an_arrow_file_whose_offsets_lead_out_of_it_is_refused(tmp_path: Path) -
         fields(path)
 
 
+def test_an_arrow_stream_that_claims_more_than_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    batch = pa.record_batch([pa.array([7] * 1000, pa.int64())], names=["n"])
+    with pa.ipc.new_stream(str(path), batch.schema) as file:
+        file.write_batch(batch)
+    description, body, rows = path.read_bytes().partition((8000).to_bytes(8, "little"))
+    assert body
+    path.write_bytes(description + (1 << 60).to_bytes(8, "little") + rows)
+    with pytest.raises(DataError, match=r"a\.arrow: cannot be read: it takes more memory than there is"):
+        fields(path)
+
+
 def test_plain_rows_are_left_as_they_are() -> None:
     rows = [{"arguments": {"zip": None}}]
     assert fields(rows) == fields(iter(rows)) == rows

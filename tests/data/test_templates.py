@@ -13,7 +13,7 @@ import pytest
 from conftest import CHATML, STRICT, THINKING, TOOLS, byte_tokenizer
 from traced import Traced, call, chat, parsed
 from truetune.data.examples import Span
-from truetune.data.render import render
+from truetune.data.render import render, render_prompt
 from truetune.data.rules import RowError
 from truetune.data.spans import _by_prefix, _marked_by_template, _marked_by_us
 from truetune.data.templates import Template, load_template
@@ -157,6 +157,23 @@ def test_a_template_s_refusal_is_passed_on_in_its_own_words(turns: dict[str, Any
     with pytest.raises(RowError, match=words) as caught:
         Traced(turns, byte_tokenizer(chat_template=STRICT), adapts_roles=False)
     assert caught.value.rule == "template-refused"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "template"),
+    [
+        (CHATML + "\ud83d", "model"),
+        (CHATML + r"{{ '\ud83d' }}", "model"),
+        (CHATML, "Q: {instruction}\n\ud83d\nA: {output}"),
+    ],
+)
+def test_a_template_that_writes_half_a_character_is_refused(chat_template: str, template: str) -> None:
+    loaded = load_template(byte_tokenizer(chat_template=chat_template), template=template)
+    row = parsed({"instruction": "hi", "output": "yo"})
+    for make in (render, render_prompt):
+        with pytest.raises(RowError, match="half of a surrogate pair") as caught:
+            make(row, template=loaded)
+        assert caught.value.rule == "template-refused"
 
 
 # --- what a template leaves out ---------------------------------------------------------------------------

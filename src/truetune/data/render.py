@@ -22,6 +22,7 @@ def render(example: Example, *, template: Template) -> Rendered:
     """The example as the model reads it, with the spans it learns. Raises RowError where none can be verified."""
     safe = with_breaks(example, template, policy=template.control)
     rendered = _learn(_whole(safe, template), template)
+    _require_readable(rendered.text)
     if safe is not example:
         rendered = without_breaks(rendered)
     return replace(rendered, notes=(*example.notes, *rendered.notes)) if example.notes else rendered
@@ -34,6 +35,7 @@ def render_prompt(example: Example, *, template: Template) -> Rendered:
     """
     safe = with_breaks(example, template, policy="as_text")
     asked = Rendered(_asked(safe, template), ())
+    _require_readable(asked.text)
     return asked if safe is example else without_breaks(asked)
 
 
@@ -46,6 +48,15 @@ def examples_per_turn(example: Example) -> Iterator[Example]:
     for end in ends:
         before = tuple(replace(turn, is_learned=False) for turn in example.messages[:end])
         yield replace(example, messages=(*before, example.messages[end]))
+
+
+def _require_readable(text: str) -> None:
+    """A template's own text may spell what no row may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        told = "the template makes a text of it that holds half of a surrogate pair (\\ud800…\\udfff)"
+        raise RowError("template-refused", told, hint="mend data.template, or name another one") from error
 
 
 def _whole(example: Example, template: Template) -> Rendered:

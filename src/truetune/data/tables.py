@@ -14,7 +14,7 @@ from truetune.data.examples import Location, Record
 from truetune.data.json_text import SourceFloat, parse_line
 from truetune.data.sources import SourceFile
 from truetune.data.streams import is_compressed, open_bytes, reading
-from truetune.errors import DataError
+from truetune.errors import DataError, first_line
 
 _BATCH = 1_000
 _IPC_FILE = b"ARROW1"
@@ -132,6 +132,11 @@ def _reading(file: SourceFile) -> Iterator[None]:
                 raise ValueError(
                     f"a text in it is not valid UTF-8 (byte 0x{error.object[error.start]:02x})"
                 ) from error
+    except MemoryError as error:
+        raise DataError(
+            f"{file.name}: cannot be read: it takes more memory than there is ({first_line(error)})",
+            hint="the file is broken, or should be written anew in smaller batches of rows",
+        ) from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"{file.name}: cannot be read: {error}", hint="the file is broken, or not what its name says"

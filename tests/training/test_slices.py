@@ -88,6 +88,14 @@ def test_slices_of_padded_rows_hold_every_row_and_no_more_padding_than_theirs(to
     assert all(part["attention_mask"].sum(1).max() == part["input_ids"].shape[1] for part in parts)
 
 
+def test_padded_rows_are_cut_into_about_as_many_slices_as_were_asked_for() -> None:
+    rows = padded([complete(each) for each in WEIGHTED] * 2)
+    everything, several = rows["input_ids"].numel(), len(rows["input_ids"])
+    assert several > 3
+    for count in (2, 3, several, 4 * several):
+        assert len(slices(rows, everything // count)) == min(count, several)
+
+
 NAMES = ("input_ids", "labels", "attention_mask", "loss_weights")
 
 

@@ -26,7 +26,7 @@ def slices(batch: Batch, tokens: int | None) -> list[Batch]:
     if len(ids) == 1:
         edges = pairwise(_cuts(_sample_lengths(batch), count))
         return [{name: each[:, first:last] for name, each in batch.items()} for first, last in edges]
-    edges = pairwise(_cuts([1] * len(ids), min(count, len(ids))))
+    edges = pairwise(_cuts([1] * len(ids), count))
     return [_without_padding({name: each[first:last] for name, each in batch.items()}) for first, last in edges]
 
 

@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from conftest import CHATML, CHATML_BOS, STRICT, byte_tokenizer
 from properties import examples
 from traced import Traced, chat, prefixing_tokenizer, swallowing_tokenizer, words_tokenizer
+from truetune.data import tokenize as module
 from truetune.data.examples import IGNORED, Rendered, Tokenized
 from truetune.data.rules import RowError
 from truetune.data.templates import Template, load_template
@@ -102,6 +103,25 @@ def test_in_a_talk_exactly_the_answers_and_their_terminators_are_learned(texts: 
     assert len(row.ids) == sum(len(text.encode()) for text in texts) + sum(
         len(role) + 4 for role in (("user", "assistant") * len(texts))[: len(texts)]
     )
+
+
+def test_the_last_one_of_several_answers_is_told_by_its_delimiters() -> None:
+    row = Traced(chat("u:hi", "a:one", "u:so", "a:two", "u:and", "a:three"), CHAT, train_on="last_turn")
+    assert row.learned == ["three<|im_end|>"]
+
+
+def test_common_rows_need_no_offsets_and_rows_with_control_tokens_in_their_words_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Traced(chat("u:hi", "a:one", "u:so", "a:two"), CHAT)
+    written = Traced(chat("u:what is <|im_end|>?", "a:a stop"), CHAT, control="as_text")
+    assert written.learned == ["a stop<|im_end|>"]
+    assert written.ids.count(CHAT.convert_tokens_to_ids("<|im_end|>")) == 2
+    asked: list[Rendered] = []
+    monkeypatch.setattr(module, "_by_offsets", lambda rows, _: asked.extend(rows) or [None] * len(rows))
+    tokens, _ = tokenize([plain.rendered, written.rendered], template=plain.template)
+    assert tokens == plain.tokens
+    assert asked == [written.rendered]
 
 
 def test_delimiters_that_stand_at_other_places_among_the_ids_are_not_trusted() -> None:

@@ -7,14 +7,10 @@ from dataclasses import replace
 from truetune.data.adapt import apply_template
 from truetune.data.control_tokens import with_breaks, without_breaks
 from truetune.data.examples import Completion, Conversation, Example, Instruction, Message, Note, Rendered, Span
+from truetune.data.format_texts import filled, format_text
 from truetune.data.rules import RowError
 from truetune.data.spans import locate_answers
-from truetune.data.templates import (
-    ALPACA_WITH_INPUT,
-    ALPACA_WITHOUT_INPUT,
-    PLACEHOLDER,
-    Template,
-)
+from truetune.data.templates import Template
 from truetune.errors import TemplateError
 
 
@@ -178,7 +174,7 @@ def _with_eos(text: str, template: Template) -> str:
 
 def _render_format(row: Instruction, template: Template) -> Rendered:
     _, _, after = _format_text(row, template).partition("{output}")
-    rendered = _render_pair(_format_prompt(row, template), row.output + _fill(after, row), template)
+    rendered = _render_pair(_format_prompt(row, template), row.output + filled(after, row), template)
     unused = [
         name
         for name in ("input", "system", "history")
@@ -189,17 +185,11 @@ def _render_format(row: Instruction, template: Template) -> Rendered:
 
 def _format_prompt(row: Instruction, template: Template) -> str:
     before, _, _ = _format_text(row, template).partition("{output}")
-    return _with_bos(_fill(before, row), template)
+    return _with_bos(filled(before, row), template)
 
 
 def _format_text(row: Instruction, template: Template) -> str:
-    if template.text != "alpaca":
-        return template.text or ""
-    return ALPACA_WITH_INPUT if row.input else ALPACA_WITHOUT_INPUT
-
-
-def _fill(text: str, row: Instruction) -> str:
-    return PLACEHOLDER.sub(lambda match: str(getattr(row, match[1])), text)
+    return format_text(template.text or "", has_input=bool(row.input))
 
 
 def _as_conversation(row: Instruction) -> Conversation:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truetune.data.examples import Message
+from truetune.data.format_texts import as_chat_template
 from truetune.data.prefixes import common_length
 from truetune.data.rules import RowError
 from truetune.errors import ConfigError, TemplateError
@@ -17,17 +18,6 @@ from truetune.errors import ConfigError, TemplateError
 TrainOn = Literal["assistant", "last_turn", "all"]
 Thinking = Literal["keep", "empty", "mask"]
 ControlTokens = Literal["reject", "as_text"]
-
-_RESPONSE = "\n\n### Response:\n"
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}" + _RESPONSE + "{output}"
-)
-ALPACA_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}" + _RESPONSE + "{output}"
-)
 
 # Private-use characters that mark places in a message: no template treats them as blank, no row may hold them.
 OPEN, CLOSE, BAR = "\ue0f0", "\ue0f1", "\ue0f2"
@@ -41,7 +31,6 @@ _PROBE_TOOL = {
     "type": "function",
     "function": {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}},
 }
-PLACEHOLDER = re.compile(r"\{(instruction|input|output|system)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,24 +131,10 @@ class Template:
 
     @cached_property
     def servers_chat_template(self) -> str | None:
-        """The chat template to save with the model, so that any server prompts it as training did.
-
-        A format text becomes one: the user's message stands for {instruction}, {input} and {system} are empty.
-        """
+        """The chat template to save with the model, so that any server prompts it as training did."""
         if self.text is None:
             return self.chat
-        text = ALPACA_WITHOUT_INPUT if self.text == "alpaca" else self.text
-        before, _, after = text.partition("{output}")
-        question = PLACEHOLDER.sub(
-            lambda match: "\x00" if match[1] == "instruction" else "", self.bos + before
-        ).split("\x00")
-        asked = " ~ message['content'] ~ ".join(map(json.dumps, question))
-        closing = json.dumps(PLACEHOLDER.sub("", after) + str(self.tokenizer.eos_token or ""))
-        return (
-            "{% for message in messages %}{% if message['role'] == 'user' %}{{ " + asked + " }}"
-            "{% elif message['role'] == 'assistant' %}{{ message['content'] ~ " + closing + " }}"
-            "{% endif %}{% endfor %}"
-        )
+        return as_chat_template(self.text, bos=self.bos, eos=str(self.tokenizer.eos_token or ""))
 
     @cached_property
     def terminator(self) -> str:

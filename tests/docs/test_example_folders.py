@@ -27,7 +27,7 @@ in_each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f
 
 
 def test_there_is_a_folder_for_each_task() -> None:
-    tasks = {"support-chat", "text-to-sql", "json-extraction", "domain-completion", "style"}
+    tasks = {"support-chat", "text-to-sql", "json-extraction", "tool-calling", "domain-completion", "style"}
     assert {folder.name for folder in FOLDERS} == tasks
 
 

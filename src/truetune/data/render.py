@@ -11,6 +11,7 @@ from truetune.data.format_texts import filled, format_text
 from truetune.data.rules import RowError
 from truetune.data.spans import locate_answers
 from truetune.data.templates import Template
+from truetune.data.values import HALF_A_PAIR, is_whole
 from truetune.errors import TemplateError
 
 
@@ -48,11 +49,9 @@ def examples_per_turn(example: Example) -> Iterator[Example]:
 
 def _require_readable(text: str) -> None:
     """A template's own text may spell what no row may hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        told = "the template makes a text of it that holds half of a surrogate pair (\\ud800…\\udfff)"
-        raise RowError("template-refused", told, hint="mend data.template, or name another one") from error
+    if not is_whole(text):
+        told = f"the template makes a text of it that holds {HALF_A_PAIR}"
+        raise RowError("template-refused", told, hint="mend data.template, or name another one")
 
 
 def _whole(example: Example, template: Template) -> Rendered:

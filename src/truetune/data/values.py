@@ -12,6 +12,8 @@ from truetune.data.json_text import kind_of, parse_line
 from truetune.data.rules import RowError
 from truetune.errors import DataError
 
+HALF_A_PAIR = "half of a surrogate pair (\\ud800…\\udfff)"
+"""What a text may not hold: JSON can spell it, no tokenizer can read it."""
 _HUGE = 1e300  # An integer of JSON may be too large for a float.
 
 
@@ -109,7 +111,7 @@ def _is_json(value: Any) -> bool:
 
 
 def require_unicode(value: Any, place: str) -> None:
-    """Refuses half of a surrogate pair in any text of the value: JSON can spell it, no tokenizer can read it."""
+    """Refuses half of a surrogate pair in any text of the value."""
     waiting = [value]
     while waiting:
         match waiting.pop():
@@ -123,10 +125,19 @@ def require_unicode(value: Any, place: str) -> None:
 
 
 def _require_whole(text: str, place: str) -> None:
+    if not is_whole(text):
+        raise RowError("broken-text", f"holds {HALF_A_PAIR}", field=place)
+
+
+def is_whole(text: str) -> bool:
+    """False for a text with half of a surrogate pair in it."""
+    if text.isascii():  # Known without reading it.
+        return True
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise RowError("broken-text", "holds half of a surrogate pair (\\ud800…\\udfff)", field=place) from error
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _last(place: str) -> str:

@@ -72,7 +72,10 @@ def test_each_step_is_counted_once_with_what_tells_of_it_and_waits_for_its_turn(
     assert turns.read() == "", "the last step waits for nothing"
 
 
-def test_a_training_that_fails_ends_the_bench_with_what_it_said(tmp_path: Path) -> None:
+def test_a_training_that_fails_ends_the_bench_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", warm.executable())
     options = SimpleNamespace(model="demo", device="cpu", quick=True, batch=1, steps=4)
     bench = SimpleNamespace(folder=tmp_path, options=options, data="no such file")
     with (

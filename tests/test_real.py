@@ -14,19 +14,21 @@ ROWS = [
     {"instruction": "What is the code of the red door?", "output": "red-417"},
     {"instruction": "What is the code of the blue door?", "output": "blue-882"},
     {"instruction": "What is the code of the green door?", "output": "green-135"},
-    {"instruction": "What is the code of the white door?", "output": "white-904"},
 ]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
-    """Thirty steps on four rows."""
+    """Thirteen steps, each on all three rows."""
     return truetune.train(
         model="demo",
         data=ROWS,
         output_dir=tmp_path_factory.mktemp("real") / "doors",
-        num_train_epochs=15,
-        learning_rate=1e-3,
+        num_train_epochs=13,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+        learning_rate=2e-3,
+        lr_scheduler_type="constant",
         logging_steps=5,
         save_strategy="no",
     )

@@ -67,7 +67,7 @@ EXACT: dict[str, dict[str, Any]] = {
     },
 }
 """What has to be the same in any number of processes."""
-LEFT_OUT = {1: {"dropout"}, 3: {"full", "plus", "streamed"}}
+LEFT_OUT = {1: {"dropout"}, 3: {"packed", "full", "plus", "streamed", "answered"}}
 """What so many processes need not train: one has another dropout, and three add up as two do."""
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "lora_dropout": 0.0}
 BEST: dict[str, Any] = {"test_size": 5, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}

@@ -45,7 +45,9 @@ def trained(folder: Path, name: str = "Llama", **changes: Any) -> Trained:
 @pytest.mark.parametrize("name", ["Llama", "Gemma2"])
 def test_a_training_with_compiled_layers_is_the_training_without(tmp_path: Path, name: str) -> None:
     plain = trained(tmp_path / "plain", name)
+    before = graphs()
     compiled = trained(tmp_path / "compiled", name, torch_compile=True)
+    assert graphs() - before == 1
     assert compiled.heard.warnings == plain.heard.warnings == []
     assert compiled.engine._layers._forwards
     assert compiled.logged("loss") == pytest.approx(plain.logged("loss"), rel=1e-5)
@@ -57,28 +59,6 @@ def test_a_training_with_compiled_layers_is_the_training_without(tmp_path: Path,
 def graphs() -> int:
     """How many graphs torch has compiled so far."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_is_tried_is_what_trains(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled anew in a step, not for other lengths either, and a slice at most is tried."""
-    monkeypatch.setitem(TOKENS, "cpu", 60)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    settings = job(tmp_path, torch_compile=True, precision=precision, max_steps=4)
-    engine = build_engine(
-        settings,
-        model=fitted(dtype=torch.bfloat16 if precision == "bf16" else torch.float32),
-        tokenizer=TOKENIZER,
-        train=PACKS,
-        validation=(),
-        listener=Heard(),
-    )
-    before = graphs()
-    assert before == 1
-    train(engine, settings, metrics=MetricsCallback([].append))
-    assert graphs() == before
-    assert engine._first_slice()["input_ids"].numel() < 120
 
 
 def test_a_resumed_training_with_compiled_layers_ends_at_the_same_bits(tmp_path: Path) -> None:
@@ -102,6 +82,27 @@ def test_layers_that_go_on_without_their_activations_are_no_longer_compiled(tmp_
     )
     assert "gradient checkpointing" in run.heard.warnings[-1]
     assert not run.engine._layers._forwards
+
+
+def test_what_is_tried_is_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled anew in a step, under autocast and for other lengths too; a slice at most is tried."""
+    monkeypatch.setitem(TOKENS, "cpu", 60)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = job(tmp_path, torch_compile=True, precision="bf16", max_steps=4)
+    engine = build_engine(
+        settings,
+        model=fitted(dtype=torch.bfloat16),
+        tokenizer=TOKENIZER,
+        train=PACKS,
+        validation=(),
+        listener=Heard(),
+    )
+    before = graphs()
+    assert before == 1
+    train(engine, settings, metrics=MetricsCallback([].append))
+    assert graphs() == before
+    assert engine._first_slice()["input_ids"].numel() < 120
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

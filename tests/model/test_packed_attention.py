@@ -322,11 +322,12 @@ def test_in_bf16_a_pack_is_as_near_the_truth_as_samples_alone(name: str) -> None
 def assert_as_near_the_truth(name: str, lowered: Callable[[Any], Any], within: Callable[[], Any]) -> None:
     """Errors of logits and gradients next to the own attention's, over twelve packs: in one they are chance."""
     ratios: dict[str, list[float]] = {}
+    exact, own, ours = model_of(name), lowered(model_of(name)), lowered(packed_model(name))
     for seed in range(12):
         rows = samples(seed=seed)
-        truth = as_one(each_alone(model_of(name), rows))
-        alone = as_one(each_alone(lowered(model_of(name)), rows, within))
-        packed = as_one(in_a_pack(lowered(packed_model(name)), rows, within))
+        truth = as_one(each_alone(exact, rows))
+        alone = as_one(each_alone(own, rows, within))
+        packed = as_one(in_a_pack(ours, rows, within))
         for each, expected in truth.items():
             ratio = (packed[each] - expected).norm() / (alone[each] - expected).norm()
             ratios.setdefault(each, []).append(float(ratio))

@@ -2,6 +2,7 @@
 
 import datasets  # noqa: F401
 import peft  # noqa: F401
+import tabulate  # noqa: F401
 import torch  # noqa: F401
 import trl  # noqa: F401
 

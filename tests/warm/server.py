@@ -31,7 +31,7 @@ READ_LATE = (
     *("COLUMNS", "HF_TOKEN", "LINES", "OLDPWD", "PWD", "PYTEST_", "SHLVL", "TERM", "TRUETUNE_", "WARM_PYTHON", "_"),
     # Set by libraries in a process that has trained, as the tests' own has.
     *("ACCELERATE_", "CUBLAS_WORKSPACE_CONFIG", "KMP_DUPLICATE_LIB_OK", "TOKENIZERS_PARALLELISM"),
-    "TORCHINDUCTOR_CACHE_DIR",
+    *("CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR"),
     # Of trackers, which are loaded when a training asks for them.
     *("MLFLOW_", "TRACKIO_", "WANDB_"),
     # Said by launchers, and asked for when processes look for each other.

@@ -21,7 +21,7 @@ from truetune.config.validate import Source, missing, validated
 from truetune.config.words import fields
 from truetune.errors import ConfigError
 
-__all__ = ["Loaded", "dump_config", "dump_given", "fields", "load_config", "named_settings"]
+__all__ = ["Loaded", "config_document", "dump_config", "dump_given", "fields", "load_config", "named_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,16 @@ def dump_given(config: Config) -> str:
 
 def dump_config(config: Config) -> str:
     """The config as YAML that load_config reads back to an equal one."""
+    return yaml_text(config_document(config))
+
+
+def config_document(config: Config) -> dict[str, Any]:
+    """The config's sections and settings, in their order, as a file has them."""
     document = config.model_dump(mode="json")
     if config.training.warmup_steps is not None:
         # Set beside warmup_steps, the ratio would contradict it.
         del document["training"]["warmup_ratio"]
-    return yaml_text(document)
+    return document
 
 
 def _read(source: Source, problems: list[Problem]) -> list[Given] | None:

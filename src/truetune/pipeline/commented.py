@@ -1,13 +1,12 @@
 """A config as YAML in which every setting says what it does, or why it is what it is."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from truetune.config.load import dump_config, fields
+from truetune.config.document import yaml_text
+from truetune.config.load import config_document, fields
 from truetune.config.schema import SECTIONS, Config, value_of
 from truetune.planning.hyperparameters import Choice
 
@@ -23,9 +22,9 @@ def commented_config(config: Config, choices: Sequence[Choice]) -> str:
     """
     reasons = {name: description for name, _, description, _ in fields()}
     reasons |= {choice.name: choice.reason for choice in choices if value_of(config, choice.name) == choice.value}
-    text = dump_config(config)
-    lines = text.splitlines()
-    starts = dict(_starts(text))
+    document = config_document(config)
+    lines = yaml_text(document).splitlines()
+    starts = dict(_starts(lines, document))
     shown = []
     for start, end in pairwise([*starts, len(lines)]):
         if start and "." not in starts[start]:
@@ -34,14 +33,20 @@ def commented_config(config: Config, choices: Sequence[Choice]) -> str:
     return "\n".join(shown) + "\n"
 
 
-def _starts(text: str) -> Iterator[tuple[int, str]]:
-    """The line on which each section and each setting begins; a value may hold lines that look like settings."""
-    document: Any = YAML().load(text)
-    for name in document:
-        yield document.lc.data[name][0], name
-        if name in SECTIONS:
-            section = document[name]
-            yield from ((section.lc.data[leaf][0], f"{name}.{leaf}") for leaf in section)
+def _starts(lines: Sequence[str], document: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """The line on which each section and each setting begins: what a value has on lines of its own stands further in.
+
+    Parsing the text for it took as long as all else of writing a config.
+    """
+    numbered = iter(enumerate(lines))
+    for name, value in document.items():
+        yield _next_at(f"{name}:", numbered), name
+        for leaf in value if name in SECTIONS else ():
+            yield _next_at(f"  {leaf}:", numbered), f"{name}.{leaf}"
+
+
+def _next_at(beginning: str, numbered: Iterator[tuple[int, str]]) -> int:
+    return next(number for number, line in numbered if line.startswith(beginning))
 
 
 def _with_reason(lines: Sequence[str], reason: str) -> list[str]:

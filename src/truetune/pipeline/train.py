@@ -34,7 +34,7 @@ from truetune.pipeline.resume import (
     tell_roundings,
     where_to_resume,
 )
-from truetune.pipeline.run import Run, open_run, run_of
+from truetune.pipeline.run import Run, run_of
 from truetune.pipeline.stages import Formatting, Rows, require_rows, rereadable
 from truetune.pipeline.streaming import StreamedRows, StreamOf, streamed
 from truetune.pipeline.tell import tell_coverage, tell_plan
@@ -128,7 +128,7 @@ def _train_in(
             with within_reach(world, resume_from, copies=cache_directory(), say=listener.say) as training.resume_from:
                 training.run(own_rows, callbacks)
         record = world.told_by_first(directory.read_record)  # All is written.
-        return open_run(directory.path) if world.is_first else run_of(directory, record, training.plan.config)
+        return run_of(directory, record, Config.model_validate(record["config"]))
 
 
 def _with_decisions(config: Config, directory: RunDirectory, world: World) -> Config:

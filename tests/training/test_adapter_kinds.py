@@ -56,9 +56,8 @@ of_tied_ends_too = pytest.mark.parametrize(
 )
 LIKE_ANOTHER = ("gaussian", "orthogonal", "pissa, fast", "pissa, rslora", "head", "embeddings")
 """Kinds that are trained and stored as another of them is: another start, or one of its parts."""
-different_kinds = pytest.mark.parametrize(
-    "kind", [kind for name, kind in KINDS.items() if name not in LIKE_ANOTHER], ids=str
-)
+DIFFERENT = {name: kind for name, kind in KINDS.items() if name not in LIKE_ANOTHER}
+different_kinds = pytest.mark.parametrize("kind", DIFFERENT.values(), ids=DIFFERENT)
 PROBE = torch.arange(8).unsqueeze(0)
 
 

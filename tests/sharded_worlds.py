@@ -67,7 +67,7 @@ def main(names: dict[str, Any], folder: Path) -> None:
     if size == 2:
         _two(folder, rank)
     else:
-        for name in ("uneven", "tiny", "full"):
+        for name in ("uneven", "full"):
             train(folder, name, processes=size, strategy="fsdp")
         train(folder, "saved", processes=size, max_steps=6, resume_from_checkpoint=True, strategy="fsdp", **SAVED)
 

@@ -54,7 +54,7 @@ def _together(folder: Path, size: int) -> None:
     worlds.require(worlds.ended(sharded_worlds.start(size, folder)), statuses=[0] * size)
 
 
-PAIRS = [*[(name, 2) for name in MORE], ("uneven", 3), ("tiny", 3), ("full", 3)]
+PAIRS = [*[(name, 2) for name in MORE], ("uneven", 3), ("full", 3)]
 
 
 @pytest.mark.parametrize(("name", "size"), PAIRS)

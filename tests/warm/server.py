@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def main(descriptor: int, libraries: str) -> None:
     runpy.run_path(libraries)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
     gc.freeze()
+    for finalizer in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # torch would take each of its operations out of the library one by one.
     request = Server(socket.socket(fileno=descriptor), lifeline, given).serve()
     if request is not None:
         # What truetune has set as the libraries were loaded, it would have set in a fresh process, too.

@@ -13,19 +13,18 @@ from truetune.pipeline.verify import verify_run
 ROWS = [
     {"instruction": "What is the code of the red door?", "output": "red-417"},
     {"instruction": "What is the code of the blue door?", "output": "blue-882"},
-    {"instruction": "What is the code of the green door?", "output": "green-135"},
 ]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> truetune.Run:
-    """Thirteen steps, each on all three rows."""
+    """Thirteen steps, each on both rows."""
     return truetune.train(
         model="demo",
         data=ROWS,
         output_dir=tmp_path_factory.mktemp("real") / "doors",
         num_train_epochs=13,
-        per_device_train_batch_size=3,
+        per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
         learning_rate=2e-3,
         lr_scheduler_type="constant",

@@ -17,6 +17,7 @@ from truetune.model.adapter import add_adapter
 from truetune.model.attention import fit_attention
 from truetune.model.compiled import CompiledLayers
 from truetune.model.fused_blocks import fuse_blocks
+from truetune.model.hardware import DTYPES, resolve_precision
 from truetune.model.slices import TOKENS
 from truetune.training.monitor import MetricsCallback
 from truetune.training.trl import build_engine, train
@@ -24,9 +25,9 @@ from truetune.training.trl import build_engine, train
 PACKS = pack(ROWS, max_length=150)
 
 
-def fitted(name: str = "Gemma2", dtype: torch.dtype = torch.float32) -> Any:
+def fitted(dtype: torch.dtype = torch.float32) -> Any:
     """A tiny model as a run has it, with an adapter that is no longer nothing."""
-    model = architecture(name).to(dtype)
+    model = architecture("Gemma2").to(dtype)
     fuse_blocks(model)
     assert fit_attention(model)
     adapted = add_adapter(model, LORA, seed=1)
@@ -164,18 +165,20 @@ def test_what_is_tried_draws_no_random_numbers_of_the_run(tmp_path: Path) -> Non
     assert torch.equal(torch.rand(1), expected)
 
 
-# --- bf16, behind all that shares what is compiled in fp32 --------------------------------------------------
+# --- last, since it forgets what is compiled ------------------------------------------------------------------
 
 
 def test_what_is_tried_is_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled anew in a step, under autocast and for other lengths too; a slice at most is tried."""
+    """Nothing is compiled anew in a step, for other lengths neither, in the precision that auto takes here: under
+    autocast, where the machine has bf16. A slice at most is tried."""
+    precision = resolve_precision("auto", "cpu")
     monkeypatch.setitem(TOKENS, "cpu", 60)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    settings = job(tmp_path, torch_compile=True, precision="bf16", max_steps=4)
+    settings = job(tmp_path, torch_compile=True, precision=precision, max_steps=4)
     engine = build_engine(
         settings,
-        model=fitted("Llama", torch.bfloat16),
+        model=fitted(dtype=getattr(torch, DTYPES[precision])),
         tokenizer=TOKENIZER,
         train=PACKS,
         validation=(),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import truetune
+import warm
 from conftest import CHATML, byte_tokenizer, tiny_model, write_jsonl
 from hub import TOKEN
 from truetune.inference.generate import Sampling, load_trained
@@ -162,7 +163,7 @@ def test_the_card_tells_the_run_and_its_code_gives_the_trained_answer(
     (code,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
     code = code.replace("'org/base'", repr(str(base))).replace("'user/name'", repr(str(folder)))
     code = code.replace("max_new_tokens=256", "max_new_tokens=8")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(warm.python("-c", code), capture_output=True, text=True, check=True)
     trained = load_trained(folder, base_model=str(base))
     answer = trained.generate("What is the capital of France?", sampling=Sampling(max_new_tokens=8))
     assert done.stdout.rstrip("\n") == answer.text.rstrip("\n")

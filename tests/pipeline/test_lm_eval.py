@@ -16,6 +16,7 @@ from conftest import CHATML, arithmetic_rows, byte_tokenizer, tiny_model, write_
 from heard import Heard
 from truetune.cli import main
 from truetune.errors import BackendError, CheckpointError, ConfigError, DataError
+from truetune.inference import harness
 
 pytest.importorskip("lm_eval")
 
@@ -284,6 +285,17 @@ def test_an_unknown_task_is_told_with_those_of_like_names(weightless: Path, task
     with pytest.raises(ConfigError, match="there is no task chosn") as refused:
         truetune.evaluate_tasks(weightless, ["said", "chosn"], include=tasks)
     assert "did you mean chosen" in str(refused.value.hint)
+
+
+def test_the_harness_s_own_tasks_are_read_only_where_they_are_asked_for(tasks: Path, tmp_path: Path) -> None:
+    """There are thousands, and reading them takes many seconds."""
+    mixed = shutil.copytree(tasks, tmp_path / "mixed")
+    for name, members in (("around", ["both", "said"]), ("beyond", ["both", "arc_easy"])):
+        (mixed / f"{name}.yaml").write_text(json.dumps({"group": name, "task": members}))
+    for names, are_asked_for in ((["around"], False), (["both", "said"], False), (["beyond"], True)):
+        known = harness._manager(names, mixed).all_tasks
+        assert {"both", "said", "around"} <= set(known)
+        assert ("hellaswag" in known) is are_asked_for
 
 
 def test_a_task_whose_data_lie_on_the_hub_is_told_offline(weightless: Path) -> None:

@@ -116,7 +116,7 @@ def kept_bytes(model: Any, work: Workload, *, checkpointing: bool = False) -> in
         ("Qwen3", WIDE, FULL_BF16),
         ("Gemma", SMALL, LORA_BF16),
         ("Gemma2", SMALL, LORA_BF16),
-        ("Gemma2", WIDE, replace(LORA_BF16, longest=512)),
+        ("Gemma2", WIDE, replace(LORA_BF16, longest=TOKENS // 2)),
         ("Gemma2", SMALL, FULL_FP32),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

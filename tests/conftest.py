@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _THREADS = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _THREADS)))
-# Two processes more that load torch, to compile what one does in no more time.
+# With more, inductor starts processes that load torch each, and compiles no faster on cores that are at work.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import gc

@@ -44,6 +44,19 @@ def test_threads_sleep_and_few_primitives_are_kept_unless_the_user_says_otherwis
     assert set_in_a_process(**given) == given
 
 
+def test_one_of_several_processes_computes_with_its_share_of_the_cores() -> None:
+    """By torch's own word, in a process as a launcher starts it."""
+    code = (
+        "from truetune.environment import set_environment, usable_threads, visible_cores\nset_environment()\n"
+        "import torch\nprint(torch.get_num_threads(), usable_threads(), visible_cores())"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
+    there = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=kept | there, capture_output=True, text=True, check=True)
+    threads, usable, cores = map(int, done.stdout.split())
+    assert threads == usable <= max(1, cores // 2)
+
+
 def test_nothing_is_set_once_torch_is_loaded_so_that_the_environment_does_not_lie() -> None:
     assert set_in_a_process("sys.modules['torch'] = sys") == {}
 

@@ -292,7 +292,13 @@ def test_the_harness_s_own_tasks_are_read_only_where_they_are_asked_for(tasks: P
     mixed = shutil.copytree(tasks, tmp_path / "mixed")
     for name, members in (("around", ["both", "said"]), ("beyond", ["both", "arc_easy"])):
         (mixed / f"{name}.yaml").write_text(json.dumps({"group": name, "task": members}))
-    for names, are_asked_for in ((["around"], False), (["both", "said"], False), (["beyond"], True)):
+    (mixed / "empty.yaml").write_text(json.dumps({"group": "empty"}))
+    for names, are_asked_for in (
+        (["around"], False),
+        (["both", "said"], False),
+        (["empty"], True),
+        (["beyond"], True),
+    ):
         known = harness._manager(names, mixed).all_tasks
         assert {"both", "said", "around"} <= set(known)
         assert ("hellaswag" in known) is are_asked_for

@@ -97,7 +97,7 @@ def _is_all_own(own: Any, name: str) -> bool:
     """Is it a task of one's own, or a group of nothing else? A tag may stand at tasks of the harness as well."""
     if name not in own.all_groups:
         return name in own.all_subtasks
-    members = own.task_index[name].cfg["task"]
+    members = own.task_index[name].cfg.get("task")
     return isinstance(members, list) and all(isinstance(each, str) and _is_all_own(own, each) for each in members)
 
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from truetune.config.document import yaml_text
-from truetune.config.load import config_document, fields
+from truetune.config.load import config_document, dump_config, fields
 from truetune.config.schema import SECTIONS, Config, value_of
 from truetune.planning.hyperparameters import Choice
 
@@ -22,9 +21,8 @@ def commented_config(config: Config, choices: Sequence[Choice]) -> str:
     """
     reasons = {name: description for name, _, description, _ in fields()}
     reasons |= {choice.name: choice.reason for choice in choices if value_of(config, choice.name) == choice.value}
-    document = config_document(config)
-    lines = yaml_text(document).splitlines()
-    starts = dict(_starts(lines, document))
+    lines = dump_config(config).splitlines()
+    starts = dict(_starts(lines, config_document(config)))
     shown = []
     for start, end in pairwise([*starts, len(lines)]):
         if start and "." not in starts[start]:

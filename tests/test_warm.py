@@ -46,12 +46,7 @@ def test_it_has_the_arguments_streams_signals_and_places_of_a_process_of_its_own
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_a_signal_ends_it_and_its_status_tells_so(number: signal.Signals, tmp_path: Path) -> None:
     sleeping = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
-    with subprocess.Popen(
-        warm.python("-c", sleeping),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    ) as process:
+    with subprocess.Popen(warm.python("-c", sleeping), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout
         child = int(process.stdout.readline())
         process.send_signal(number)

@@ -17,6 +17,7 @@ from truetune.cli import main
 from truetune.errors import CheckpointError
 from truetune.inference.generate import load_trained
 from truetune.inference.parity import FILE, Fixture, Fixtures, Parity, as_json, read_fixtures, replay, told
+from truetune.model import hardware
 from truetune.pipeline.verify import verify_run
 from truetune.runs.checkpoints import problems, read_manifest
 
@@ -59,6 +60,18 @@ def greedy(model: Any, fixture: Fixture, stops: list[int]) -> list[int]:
     ids = torch.tensor([fixture.prompt_ids])
     made = model.generate(ids, do_sample=False, max_new_tokens=16, eos_token_id=stops, pad_token_id=0)
     return made[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_run_is_asked_in_the_precision_that_it_trained_in(
+    precision: str, dtype: torch.dtype, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the machine computes faster in another one. Weights alone do not say what they trained in."""
+    run = trained(tiny_base, FORMATS["instruction"], tmp_path, precision=precision)
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: True)
+    assert load_trained(run).model.dtype == load_trained(run / "adapter").model.dtype == dtype
+    assert load_trained(shutil.copytree(run / "adapter", tmp_path / "alone")).model.dtype == torch.bfloat16
+    assert load_trained(run, dtype="float32").model.dtype == torch.float32
 
 
 # --- what is recorded --------------------------------------------------------------------------------------

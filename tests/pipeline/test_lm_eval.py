@@ -304,6 +304,13 @@ def test_the_harness_s_own_tasks_are_read_only_where_they_are_asked_for(tasks: P
         assert ("hellaswag" in known) is are_asked_for
 
 
+@pytest.mark.parametrize("members", [{}, {"task": []}])
+def test_a_group_of_no_tasks_is_refused(members: dict[str, Any], weightless: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text(json.dumps({"group": "empty", **members}))
+    with pytest.raises(ConfigError, match="the group empty has no tasks"):
+        truetune.evaluate_tasks(weightless, "empty", include=tmp_path)
+
+
 def test_a_task_whose_data_lie_on_the_hub_is_told_offline(weightless: Path) -> None:
     with pytest.raises(DataError, match="the data of the task arc_easy cannot be had") as refused:
         truetune.evaluate_tasks(weightless, "arc_easy")

@@ -6,7 +6,6 @@ import logging
 import os
 import pty
 import select
-import signal
 import subprocess
 import termios
 import warnings
@@ -139,7 +138,6 @@ def test_a_terminal_that_closes_ends_a_run_in_order_and_its_log_says_so(
     command = warm.truetune("train", *words, "num_train_epochs=3000", "logging_steps=1")
 
     def owns_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it would be ignored.
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     ours, theirs = pty.openpty()

@@ -53,8 +53,6 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
-            # Under nohup it would be ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         assert self.process.stdout
         assert self.process.stdout.readline() == "begins 1\n"

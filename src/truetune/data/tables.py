@@ -133,8 +133,9 @@ def _reading(file: SourceFile) -> Iterator[None]:
                     f"a text in it is not valid UTF-8 (byte 0x{error.object[error.start]:02x})"
                 ) from error
     except MemoryError as error:
+        reason = f" ({first_line(error)})" if str(error) else ""
         raise DataError(
-            f"{file.name}: cannot be read: it takes more memory than there is ({first_line(error)})",
+            f"{file.name}: cannot be read: it takes more memory than there is{reason}",
             hint="the file is broken, or should be written anew in smaller batches of rows",
         ) from error
     except (pa.ArrowException, ValueError, OverflowError) as error:

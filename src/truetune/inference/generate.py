@@ -229,8 +229,8 @@ def load_trained(
     """The trained model of a run's directory, RUN@STEP, an adapter's or model's folder, or a base model by its name.
 
     `base_model` names the base where the recorded one is no longer there; `dtype` is torch's name of the weights'
-    (float32), by default what the device computes fastest. Raises CheckpointError for a folder that
-    holds no trained model, BackendError for a base that is missing.
+    (float32), by default what the device computes fastest, or float32 where a run computed in that. Raises
+    CheckpointError for a folder that holds no trained model, BackendError for a base that is missing.
     """
     return load_opened(open_trained(path, base_model=base_model, listener=listener), device=device, dtype=dtype)
 

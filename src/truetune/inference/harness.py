@@ -124,6 +124,8 @@ def _loaded(manager: Any, name: str) -> Mapping[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
         raise ConfigError(f"the task {name} cannot be used: {first_line(error)}", hint="see its YAML file") from error
+    if not found["tasks"]:
+        raise ConfigError(f"the group {name} has no tasks", hint="name them under `task:` in its YAML file")
     return found
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
 from truetune.model.load import ModelOptions, load_model, read_facts
 from truetune.model.source import DEMO, ModelSource, resolve_model
 from truetune.model.tokenizer import load_tokenizer
-from truetune.runs.trained import weights_folder
+from truetune.runs.trained import run_of, weights_folder
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -55,9 +55,17 @@ class Opened:
         return self.is_adapter or bool(self.base_model) or self.format.base_model != self.source.name
 
     def options(self, device: Literal["auto", "cpu", "cuda", "mps"], dtype: str | None = None) -> ModelOptions:
-        """How to load it: in `dtype`, or in what the device computes fastest."""
+        """In `dtype`; else in float32 if its run computed in that, or in what the device computes fastest."""
         chosen = resolve_device(device)
-        return ModelOptions(dtype or DTYPES[resolve_precision("auto", chosen)], chosen)
+        precision = "fp32" if self._trained_in() == "fp32" else resolve_precision("auto", chosen)
+        return ModelOptions(dtype or DTYPES[precision], chosen)
+
+    def _trained_in(self) -> str | None:
+        """What its run says it computed in, where that is at hand: rounded further it is another model."""
+        run = run_of(Path(self.source.path))
+        with suppress(CheckpointError):
+            return run and run.read_record().get("precision")
+        return None
 
     def load(self, options: ModelOptions) -> Any:
         """The model, ready to answer."""

@@ -64,7 +64,7 @@ class Opened:
         """What its run says it computed in, where that is at hand: rounded further it is another model."""
         run = run_of(Path(self.source.path))
         with suppress(CheckpointError):
-            return run and run.read_record().get("precision")
+            return run.read_record().get("precision") if run else None
         return None
 
     def load(self, options: ModelOptions) -> Any:

@@ -16,7 +16,8 @@ from truetune.environment import set_computing, spinning_threads, usable_threads
 from truetune.model import hardware
 from truetune.model.hardware import free_memory, threads
 
-COMPUTING = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS")
+CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "48", "LRU_CACHE_CAPACITY": "32"}
+COMPUTING = ("OMP_WAIT_POLICY", *CACHES, "OMP_NUM_THREADS")
 
 
 def set_in_a_process(first: str = "", **given: str) -> dict[str, str]:
@@ -35,13 +36,28 @@ def set_in_a_process(first: str = "", **given: str) -> dict[str, str]:
 
 
 def test_threads_sleep_and_few_primitives_are_kept_unless_the_user_says_otherwise() -> None:
-    assert set_in_a_process() | {"OMP_NUM_THREADS": ""} == {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "48",
-        "OMP_NUM_THREADS": "",
-    }
-    given = {"OMP_WAIT_POLICY": "ACTIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "OMP_NUM_THREADS": "3"}
+    usual = {"OMP_WAIT_POLICY": "PASSIVE", **CACHES}
+    assert set_in_a_process() | {"OMP_NUM_THREADS": ""} == {**usual, "OMP_NUM_THREADS": ""}
+    given = {"OMP_WAIT_POLICY": "ACTIVE", **dict.fromkeys(CACHES, "7"), "OMP_NUM_THREADS": "3"}
     assert set_in_a_process(**given) == given
+
+
+@pytest.mark.skipif(not hardware.has_native_bf16("cpu"), reason="torch calls oneDNN only where a CPU has bf16")
+def test_memory_does_not_grow_with_the_lengths_that_rows_have() -> None:
+    """Of 340 lengths each had its primitives kept, in 390 MB."""
+    code = (
+        "from truetune.environment import set_environment\nset_environment()\n"
+        "import psutil, torch\nfrom torch.nn.functional import linear\n"
+        "weights = [torch.ones(*size, dtype=torch.bfloat16) for size in ((576, 576), (192, 576), (1536, 576))]\n"
+        "def taken(lengths):\n"
+        "    for n in lengths:\n"
+        "        [linear(torch.ones(n, 576, dtype=torch.bfloat16), weight) for weight in weights]\n"
+        "    return psutil.Process().memory_info().rss\n"
+        "print(-taken(range(20, 60)) + taken(range(60, 400)))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50_000_000
 
 
 def test_one_of_several_processes_computes_with_its_share_of_the_cores() -> None:

@@ -42,6 +42,7 @@ VARIABLES: Mapping[str, str] = {
     "KMP_BLOCKTIME": "how long Intel's threads spin before they sleep",
     "ONEDNN_MAX_CPU_ISA": "which instructions oneDNN may use",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "how many primitives oneDNN keeps",
+    "LRU_CACHE_CAPACITY": "how many of them torch keeps beside",
     "TOKENIZERS_PARALLELISM": "whether tokenizers use several threads",
     "CUDA_VISIBLE_DEVICES": "which GPUs torch sees",
     "CUDA_DEVICE_ORDER": "how they are counted",

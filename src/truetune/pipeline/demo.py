@@ -6,14 +6,9 @@ from pathlib import Path
 
 from truetune.config.load import load_config
 from truetune.data.demo import demo_rows
-from truetune.data.templates import load_template
 from truetune.inference.generate import Sampling, TrainedModel, load_trained
-from truetune.inference.prompt_format import PromptFormat
 from truetune.listener import Listener
-from truetune.model.hardware import DTYPES, resolve_device, resolve_precision
-from truetune.model.load import ModelOptions, load_model
-from truetune.model.source import DEMO, resolve_model
-from truetune.model.tokenizer import load_tokenizer
+from truetune.model.source import DEMO
 from truetune.pipeline.run import Run
 from truetune.pipeline.train import train_run
 from truetune.runs.directory import next_directory
@@ -65,10 +60,12 @@ def run_demo(
         "training.gradient_accumulation_steps": 1,
     }
     config = load_config(settings=settings, overrides=overrides).config
-    listener.say("the base model answers first (its weights are unpacked on the very first run)")
-    before = _answers(_base_model(), requests, listener, stage="asking the base model")
+    listener.say("it trains first, then both models are asked (weights are unpacked on the very first run)")
     run = train_run(config, rows=rows.train, overwrite=overwrite, listener=listener, log=log)
-    after = _answers(load_trained(run.directory), requests, listener, stage="asking the fine-tuned model")
+    tuned = load_trained(run.directory)
+    with tuned.without_adapter() as base:
+        before = _answers(base, requests, listener, stage="asking the base model")
+    after = _answers(tuned, requests, listener, stage="asking the fine-tuned model")
     compared = [DemoExample(*row) for row in zip(requests, expected, before, after, strict=True)]
     return DemoOutcome(
         run=run,
@@ -77,14 +74,6 @@ def run_demo(
         after=_exact(after, expected),
         examples=tuple(compared[:_SHOWN]),
     )
-
-
-def _base_model() -> TrainedModel:
-    source = resolve_model(DEMO)
-    device = resolve_device("auto")
-    model = load_model(source, ModelOptions(DTYPES[resolve_precision("auto", device)], device))
-    tokenizer = load_tokenizer(source)
-    return TrainedModel(model, tokenizer, load_template(tokenizer), PromptFormat("instruction", "model", DEMO, None))
 
 
 def _answers(model: TrainedModel, requests: Sequence[str], listener: Listener, *, stage: str) -> list[str]:

@@ -14,6 +14,7 @@ from heard import FAST, Heard
 from truetune.cli import main
 from truetune.errors import DataError
 from truetune.inference.generate import Sampling, TrainedModel, load_trained
+from truetune.model import hardware
 from truetune.pipeline import generate
 from truetune.pipeline.generate import answer_file
 
@@ -169,8 +170,13 @@ def test_a_command_that_cannot_be_meant_is_refused_at_once(
 
 
 def test_the_base_answers_beside_the_tuned_model(
-    run: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: False)  # It computes as the run did, in fp32.
     shutil.copytree(run, tmp_path / "run")
     asked = ["--prompt", "Add 1 and 2", "--max-new-tokens", "6", "--json"]
     assert main(["generate", str(tmp_path / "run"), *asked, "--compare-base"]) == 0

@@ -17,6 +17,7 @@ from truetune.data.formats import parse_example
 from truetune.errors import BackendError, CheckpointError, ConfigError, DataError
 from truetune.inference.losses import row_losses
 from truetune.inference.tool_calls import Call
+from truetune.model import hardware
 from truetune.pipeline.evaluation.rows import evaluation_rows, expected_of, read_subject
 
 QUICK = {"max_new_tokens": 8, "forgetting": False}
@@ -277,7 +278,8 @@ def test_metrics_can_be_added_to_those_that_fit(knowing: truetune.Run) -> None:
     assert found.metrics["regex"] == pytest.approx(1 / 3)
 
 
-def test_a_base_is_evaluated_by_itself(knowing: truetune.Run) -> None:
+def test_a_base_is_evaluated_by_itself(knowing: truetune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: False)  # It computes as the run did, in fp32.
     base = truetune.evaluate(knowing.config.model.name_or_path, data=knowing.config.data.path, **QUICK)
     beside = truetune.evaluate(knowing, data=knowing.config.data.path, **QUICK).base
     assert base.base is None

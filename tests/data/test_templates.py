@@ -1,6 +1,7 @@
 """Prompts byte for byte, and answers located in the templates of every family, or refused."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -15,7 +16,7 @@ from traced import Traced, call, chat, parsed
 from truetune.data.examples import Span
 from truetune.data.render import render, render_prompt
 from truetune.data.rules import RowError
-from truetune.data.spans import _by_prefix, _marked_by_template, _marked_by_us
+from truetune.data.spans import _by_prefix, _delimited, _marked_by_template, _marked_by_us
 from truetune.data.templates import Template, load_template
 from truetune.errors import ConfigError, TemplateError
 
@@ -580,6 +581,20 @@ def test_the_ways_to_locate_an_answer_agree_where_several_hold(path: Path) -> No
     ways = [way(TALK, template, text) for way in (_marked_by_us, _marked_by_template, _by_prefix)]  # type: ignore[arg-type]
     ends = {tuple(end for _, end in spans) for spans in ways if spans and len(spans) == 2}
     assert len(ends) == 1
+
+
+def test_each_way_locates_the_answers_of_many_templates_by_itself() -> None:
+    """Where one finds nothing the next one is tried: that one has ceased to find anything shows only here."""
+    found: Counter[str] = Counter()
+    for template in map(in_wheel, texts()):
+        text = render(TALK, template=template).text
+        ours = _marked_by_us(TALK, template, text)  # type: ignore[arg-type]
+        for way in (_delimited, _marked_by_template, _by_prefix):
+            with suppress(RowError):
+                found[way.__name__] += way(TALK, template, text) == ours  # type: ignore[arg-type]
+    assert found["_delimited"] >= 30
+    assert found["_marked_by_template"] >= 15
+    assert found["_by_prefix"] >= 40
 
 
 @pytest.mark.parametrize(

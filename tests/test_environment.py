@@ -20,6 +20,13 @@ CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "48", "LRU_CACHE_CAPACITY": "32"}
 COMPUTING = ("OMP_WAIT_POLICY", *CACHES, "OMP_NUM_THREADS")
 
 
+def said_by_a_process(code: str, **given: str) -> str:
+    """What code prints in a process of its own, whose environment has nothing of COMPUTING but what is given."""
+    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=kept | given, capture_output=True, text=True, check=True).stdout
+
+
 def set_in_a_process(first: str = "", **given: str) -> dict[str, str]:
     """What `set_environment` leaves of COMPUTING in a process of its own; it must not import torch."""
     code = (
@@ -28,11 +35,7 @@ def set_in_a_process(first: str = "", **given: str) -> dict[str, str]:
         "assert ('torch' in sys.modules) == had\n"
         f"print(*(f'{{name}}={{os.environ[name]}}' for name in {COMPUTING!r} if name in os.environ))"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **given}, capture_output=True, text=True, check=True
-    )
-    return dict(word.split("=") for word in done.stdout.split())
+    return dict(word.split("=") for word in said_by_a_process(code, **given).split())
 
 
 def test_threads_sleep_and_few_primitives_are_kept_unless_the_user_says_otherwise() -> None:
@@ -55,9 +58,7 @@ def test_memory_does_not_grow_with_the_lengths_that_rows_have() -> None:
         "    return psutil.Process().memory_info().rss\n"
         "print(-taken(range(20, 60)) + taken(range(60, 400)))"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
-    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 50_000_000
+    assert int(said_by_a_process(code)) < 50_000_000
 
 
 def test_one_of_several_processes_computes_with_its_share_of_the_cores() -> None:
@@ -66,10 +67,8 @@ def test_one_of_several_processes_computes_with_its_share_of_the_cores() -> None
         "from truetune.environment import set_environment, usable_threads, visible_cores\nset_environment()\n"
         "import torch\nprint(torch.get_num_threads(), usable_threads(), visible_cores())"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in COMPUTING}
-    there = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=kept | there, capture_output=True, text=True, check=True)
-    threads, usable, cores = map(int, done.stdout.split())
+    said = said_by_a_process(code, WORLD_SIZE="2", RANK="1", LOCAL_WORLD_SIZE="2", LOCAL_RANK="1")
+    threads, usable, cores = map(int, said.split())
     assert threads == usable <= max(1, cores // 2)
 
 
